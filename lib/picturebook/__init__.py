@@ -1,0 +1,1 @@
+"""The embedded picture-book world: scenes, drawing, annotation and training."""
