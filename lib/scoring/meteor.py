@@ -1,0 +1,115 @@
+"""METEOR 1.5 through the jar inside ``pycocoevalcap``, over one process for many captions.
+
+The jar needs some seconds to load its paraphrase table, so a process stays open for as long as
+its corpus does. Requests are written by a thread while answers are read: neither pipe can fill
+up and stall the other, and no caption waits for the one before it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+
+from pycocoevalcap.meteor.meteor import METEOR_JAR
+
+from lib.scoring.java import Java, JavaFailed
+from lib.scoring.tokens import library_folder
+
+_BATCH = 500  # captions per EVAL line
+
+
+class Meteor:
+    """A running METEOR. Close it, or let the interpreter's end do so."""
+
+    def __init__(self, java: Java) -> None:
+        # the options are those of pycocoevalcap: English, normalised text, standard input
+        command = java.command(
+            "-Xmx2G", "-jar", METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"
+        )
+        self.java = java
+        self.complaints = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            command, cwd=library_folder("meteor"),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.complaints,
+        )
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self.process.poll() is None
+
+    def statistics(self, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+        """METEOR's sufficient statistics, one line for each (candidate, references) of tokens."""
+        lines = [
+            " ||| ".join(["SCORE", *(_plain(r) for r in references), _plain(candidate)])
+            for candidate, references in pairs
+        ]
+        return self._ask(lines, answers=len(lines))
+
+    def scores(self, statistics: Sequence[str]) -> list[float]:
+        """The score of each caption, in [0, 1]."""
+        values: list[float] = []
+        for start in range(0, len(statistics), _BATCH):
+            part = statistics[start : start + _BATCH]
+            # the jar answers one line a caption, then the aggregate of the line
+            answers = self._ask([" ||| ".join(["EVAL", *part])], answers=len(part) + 1)
+            values.extend(float(answer) for answer in answers[:-1])
+        return values
+
+    def aggregate(self, statistics: Sequence[str]) -> float:
+        """The corpus score: the jar's own, from summed statistics; not a mean of scores."""
+        line = " ||| ".join(["EVAL", *statistics])
+        return float(self._ask([line], answers=len(statistics) + 1)[-1])
+
+    def close(self) -> None:
+        """End the process; harmless when it has ended already."""
+        stop(self.process)
+
+    def _ask(self, lines: Sequence[str], answers: int) -> list[str]:
+        """Send lines, read so many answers; a process that ends in between is a JavaFailed."""
+        writer = threading.Thread(target=self._write, args=(lines,), daemon=True)
+        writer.start()
+        got: list[str] = []
+        assert self.process.stdout is not None
+        while len(got) < answers:
+            line = self.process.stdout.readline()
+            if not line:
+                raise JavaFailed(self._obituary(len(got), answers))
+            got.append(line.decode("utf-8").strip())
+        writer.join()
+        return got
+
+    def _write(self, lines: Sequence[str]) -> None:
+        assert self.process.stdin is not None
+        try:
+            for line in lines:
+                self.process.stdin.write(line.encode("utf-8", "replace") + b"\n")
+            self.process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            return  # the reader sees the end of the answers and says what happened
+
+    def _obituary(self, got: int, wanted: int) -> str:
+        status = self.process.wait()
+        self.complaints.seek(0)
+        said = self.complaints.read().decode("utf-8", "replace").strip().splitlines()
+        why = f": {said[-1]}" if said else ""
+        return f"METEOR in {self.java} ended with status {status} after {got} of {wanted}{why}"
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a METEOR process and collect it."""
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                continue  # closing flushes; there is nobody left to read it
+
+
+def _plain(caption: str) -> str:
+    """The caption without the protocol's separator."""
+    return caption.replace("|||", " ").replace("  ", " ")
