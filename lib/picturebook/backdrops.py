@@ -26,6 +26,18 @@ _CLOUDS = (
 )
 
 
+def _scatter(count: int, variant: int, top: float, bottom: float) -> list[tuple[float, float]]:
+    """Evenly scattered pixel centres with `top` <= y < `bottom`, a different part of one sequence per variant.
+
+    The steps are the powers of the plastic number's inverse, which spread points without lines or clumps.
+    """
+    places = range(1 + variant * count, 1 + (variant + 1) * count)
+    return [
+        (math.floor(0.7548777 * n % 1 * SIDE) + 0.5, math.floor(top + 0.5698403 * n % 1 * (bottom - top)) + 0.5)
+        for n in places
+    ]
+
+
 class _Canvas:
     """A supersampled RGB canvas addressed in final pixels, 0 to 64."""
 
@@ -50,6 +62,21 @@ class _Canvas:
         """Polyline."""
         scaled = [(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points]
         self._draw.line(scaled, fill=fill, width=round(width * SUPERSAMPLE), joint="curve")
+
+    def crescent(self, cx: float, cy: float, radius: float, fill: Rgb) -> None:
+        """A moon open to the right: a circle's arc closed by the arc of a smaller circle."""
+        tip = math.radians(50)
+        hollow = 0.45  # centre of the inner circle, in radii to the right
+        inner = math.hypot(math.cos(tip) - hollow, math.sin(tip))
+        start = math.atan2(math.sin(tip), math.cos(tip) - hollow)
+        arc = []
+        for step in range(25):
+            turn = tip + (math.tau - 2 * tip) * step / 24
+            arc.append((math.cos(turn), math.sin(turn)))
+        for step in range(25):
+            turn = math.tau - start - (math.tau - 2 * start) * step / 24
+            arc.append((hollow + inner * math.cos(turn), inner * math.sin(turn)))
+        self._draw.polygon([(SUPERSAMPLE * (cx + radius * x), SUPERSAMPLE * (cy + radius * y)) for x, y in arc], fill=fill)
 
     def hill(self, height: float, swing: float, waves: float, phase: float, fill: Rgb) -> None:
         """Fill below a sine ridge about y = `height` with `waves` periods over the width."""
@@ -84,10 +111,9 @@ def _meadow(variant: int) -> Image.Image:
     phase = (0.4, 2.3, 4.2)[variant]
     canvas.hill(37, 4.5, 1.1, phase, (190, 222, 172))
     canvas.hill(42, 2.4, 0.8, phase + 2.2, (172, 212, 150))
-    for step in range(9):
-        x, y = 4 + (step * 23 + variant * 9) % 57, 46.5 + (step * 7 + variant * 3) % 15
-        for lean in (-1.1, 0.0, 1.1):
-            canvas.stroke([(x, y), (x + lean, y - 2.4)], 0.6, (140, 188, 120))
+    for x, y in _scatter(9, variant, 47, 63):
+        for lean in (-1.7, 1.7):
+            canvas.stroke([(x, y), (x + lean, y - 2.4)], 0.7, (138, 186, 118))
     return canvas.finish()
 
 
@@ -102,8 +128,8 @@ def _beach(variant: int) -> Image.Image:
     phase = (0.2, 2.2, 4.4)[variant]
     canvas.hill(40.2, 1.2, 1.3, phase, (240, 248, 248))
     canvas.hill(41.6, 1.2, 1.3, phase, (244, 226, 180))
-    for step in range(10):
-        canvas.oval(3 + (step * 19 + variant * 8) % 59, 45.5 + (step * 11 + variant * 5) % 17, 0.7, 0.5, (222, 198, 146))
+    for x, y in _scatter(14, variant, 45, 63):
+        canvas.oval(x, y, 0.7, 0.5, (224, 202, 152))
     return canvas.finish()
 
 
@@ -117,8 +143,8 @@ def _sea(variant: int) -> Image.Image:
     for row, y in enumerate((39.5, 44.5, 49.5, 55, 60.5)):
         for column in range(-1, 4):
             x = column * 18 + row * 7 + variant * 5
-            wave = [(x + t, y - 0.9 * math.sin(math.tau * t / 9)) for t in range(10)]
-            canvas.stroke(wave, 0.8, (196, 226, 242))
+            wave = [(x + t, y - 1.6 * abs(math.sin(math.pi * t / 5))) for t in range(11)]
+            canvas.stroke(wave, 0.8, (186, 220, 240))
     return canvas.finish()
 
 
@@ -128,27 +154,27 @@ def _snow(variant: int) -> Image.Image:
     canvas.hill(36, 5, 1.0, phase, (206, 221, 238))
     canvas.hill(39.5, 3, 0.7, phase + 1.8, (224, 234, 245))
     canvas.hill(44, 1.6, 0.9, phase + 3.6, (236, 242, 249))
-    for step in range(22):
-        canvas.oval((step * 29 + variant * 13) % 64, (step * 17 + variant * 7) % 42, 0.9, 0.9, (253, 254, 255))
-    for step in range(5):
-        x, y = 4 + (step * 25 + variant * 9) % 52, 48 + (step * 9) % 14
-        canvas.stroke([(x, y), (x + 5, y + 0.4)], 0.6, (212, 224, 240))
+    for x, y in _scatter(24, variant, 0, 42):
+        canvas.oval(x, y, 0.9, 0.9, (253, 254, 255))
+    for x, y in _scatter(6, variant, 48, 63):
+        canvas.stroke([(x, y), (x + 5, y)], 0.6, (212, 224, 240))
     return canvas.finish()
 
 
 def _night(variant: int) -> Image.Image:
     canvas = _Canvas((58, 72, 128), (108, 122, 172))
-    for step in range(14):
-        size = 0.8 if step % 3 else 1.1
-        canvas.oval(3 + (step * 23 + variant * 17) % 60, 2.5 + (step * 13 + variant * 5) % 32, size, size, (246, 240, 200))
-    moon = _SUN_X[variant]
-    canvas.oval(moon, 11, 5.6, 5.6, (250, 242, 206))
-    canvas.oval(moon + 2.8, 9.6, 4.6, 4.6, (70, 84, 138))
+    for index, (x, y) in enumerate(_scatter(18, variant, 2, 33)):
+        if math.hypot(x - _SUN_X[variant], y - 11) < 10:  # no star within the moon's round
+            continue
+        canvas.oval(x, y, 0.7, 0.7, (246, 240, 200))
+        if index % 4 == 0:
+            canvas.oval(x, y, 1.5, 0.4, (222, 220, 206))
+            canvas.oval(x, y, 0.4, 1.5, (222, 220, 206))
+    canvas.crescent(_SUN_X[variant], 11, 6, (250, 242, 206))
     phase = (0.5, 2.6, 4.6)[variant]
     canvas.hill(37, 4, 1.0, phase, (92, 126, 150))
     canvas.hill(42, 2, 0.8, phase + 2.4, (80, 114, 130))
-    for step in range(7):
-        x, y = 4 + (step * 23 + variant * 9) % 57, 47 + (step * 7 + variant * 3) % 15
+    for x, y in _scatter(8, variant, 47, 63):
         canvas.stroke([(x, y), (x + 0.8, y - 2.2)], 0.6, (104, 140, 150))
     return canvas.finish()
 

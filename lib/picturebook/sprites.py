@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from lib.picturebook import sprites_animals as animals
 from lib.picturebook import sprites_things as things
-from lib.picturebook.sprites_pen import COLOURS, WHITE, Pen, box, path, poly
+from lib.picturebook.sprites_pen import COLOURS, WHITE, Pen, box, distinct, path
 
 __all__ = ["ACCESSORIES", "CATEGORIES", "COLOURS", "sprite"]
 
@@ -48,7 +48,8 @@ _DRAWINGS: dict[str, Callable[[Pen], None]] = {
 CATEGORIES: tuple[str, ...] = tuple(_DRAWINGS)
 
 _SCARF = (236, 26, 44)
-_FLAG = (236, 40, 70)
+_SCARF_ON_RED = (194, 14, 44)
+_FLAG = (232, 34, 60)
 
 # Where an accessory sits, in sprite units: the middle of the neck and half its width.
 _NECKS: dict[str, tuple[float, float, float]] = {
@@ -71,17 +72,18 @@ ACCESSORIES: dict[str, tuple[str, ...]] = {"scarf": tuple(_NECKS), "flag": tuple
 def _scarf(pen: Pen, category: str) -> None:
     """A bright red scarf with a hanging, white-striped end."""
     x, y, half = _NECKS[category]
-    pen.blob(_SCARF, box(x + 0.6, y, x + 4.8, y + 8.6, 0.6))
+    wool = distinct(pen.body, _SCARF, _SCARF_ON_RED)
+    pen.blob(wool, box(x + 0.6, y, x + 4.8, y + 8.6, 0.6))
     pen.flat(WHITE, box(x + 0.6, y + 5.8, x + 4.8, y + 7.2))
-    pen.blob(_SCARF, box(x - half, y - 1.9, x + half, y + 1.9, 1.7))
+    pen.blob(wool, box(x - half, y - 1.9, x + half, y + 1.9, 1.7))
 
 
 def _flag(pen: Pen, category: str) -> None:
-    """A small pole with a red flag crossed by a white band."""
+    """A small pole with a flag, red at the pole and white at the free end."""
     x, y = _POLES[category]
     pen.blob((110, 84, 66), path((x, y), (x, 1.6), width=0.8))
-    pen.blob(_FLAG, box(x + 1, 1.4, x + 9.4, 6.4))
-    pen.flat(WHITE, box(x + 1, 3.2, x + 9.4, 4.6))
+    pen.blob(_FLAG, box(x + 1, 1.4, x + 10, 6.4))
+    pen.flat(WHITE, box(x + 6.2, 1.4, x + 10, 6.4))
 
 
 def _check(category: str, colour: str, side: int, accessory: str | None) -> None:

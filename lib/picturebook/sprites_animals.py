@@ -53,10 +53,10 @@ def duck(pen: Pen) -> None:
     """Swimming profile: flat water line, raised tail, wide bill."""
     beak = distinct(pen.body, BEAK, GOLD)
     beak = (222, 92, 28) if pen.body[0] > 240 and pen.body[2] < 100 else beak
-    pen.blob(beak, poly((25.6, 10.6), (30, 11.4), (29.6, 13.4), (25, 14), soft=0.6))
+    pen.blob(beak, poly((25.6, 10.6), (29.8, 11.4), (29.4, 13.4), (25, 14), soft=0.6))
     pen.blob(
         pen.body,
-        poly((2.6, 16.4), (8, 19.6), (16, 19.4), (19, 15), (25, 16), (26, 23), (22.5, 28.6), (8.5, 28.6), (4.2, 24), soft=1),
+        poly((3.2, 16.6), (8, 19.6), (16, 19.4), (19, 15), (25, 16), (26, 23), (22.5, 28.6), (8.5, 28.6), (4.2, 24), soft=1),
         disc(21.4, 11, 5.8),
     )
     pen.blob(shade(pen.body), Oval(12.2, 23, 6, 3.4, -6))
@@ -98,8 +98,8 @@ def dog(pen: Pen) -> None:
 def rabbit(pen: Pen) -> None:
     """Sitting frontally, with tall ears and two teeth."""
     pen.blob(WHITE, disc(23.8, 26.6, 2.9))
-    pen.blob(pen.body, Oval(11.8, 7.6, 2.7, 6.4, -8), Oval(20.2, 7.6, 2.7, 6.4, 8))
-    pen.flat(PINK, Oval(11.8, 7.8, 1.2, 4.6, -8), Oval(20.2, 7.8, 1.2, 4.6, 8))
+    pen.blob(pen.body, Oval(11.8, 8.4, 2.8, 6.6, -8), Oval(20.2, 8.4, 2.8, 6.6, 8))
+    pen.flat(PINK, Oval(11.8, 8.6, 1.2, 4.6, -8), Oval(20.2, 8.6, 1.2, 4.6, 8))
     pen.blob(pen.body, Oval(16, 25, 7.6, 5.8), Oval(11, 29.4, 3.6, 1.7), Oval(21, 29.4, 3.6, 1.7))
     pen.blob(pen.body, Oval(16, 17, 7.4, 6.4))
     pen.eye(13, 16, 1.3)
@@ -130,11 +130,11 @@ def crab(pen: Pen) -> None:
         for reach, foot in ((11.4, 29.2), (9, 30.4), (6, 30.8)):
             pen.blob(limb, path((16 + sign * 5, 23), (16 + sign * (reach - 0.4), 25.6), (16 + sign * reach, foot), width=1.4))
         pen.blob(limb, path((16 + sign * 8, 20), (16 + sign * 12, 16.6), width=2.4))
-        claw = 16 + sign * 10.6
+        claw = 16 + sign * 10.3
         pen.blob(
-            pen.body, Oval(claw, 13.2, 3.3, 3.4),
-            poly((claw - 2.4, 12), (claw - 2.6, 7.4), (claw - 0.6, 11), soft=0.8),
-            poly((claw + 2.4, 12), (claw + 2.6, 7.4), (claw + 0.6, 11), soft=0.8),
+            pen.body, Oval(claw, 13.8, 3.2, 2.9),
+            poly((claw - 1.6, 13.4), (claw - 3, 9.4), (claw - 2.3, 5.8), (claw - 1.6, 10.8), soft=0.7),
+            poly((claw + 1.6, 13.4), (claw + 3, 9.4), (claw + 2.3, 5.8), (claw + 1.6, 10.8), soft=0.7),
         )
         pen.blob(pen.body, path((16 + sign * 2.8, 18), (16 + sign * 2.8, 13.6), width=1.2))
     pen.blob(pen.body, Oval(16, 22, 9.8, 6.2))

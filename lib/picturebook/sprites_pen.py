@@ -160,7 +160,8 @@ class Pen:
     def __init__(self, side: int, body: Rgb) -> None:
         pixels = side * SUPERSAMPLE
         self.body = body
-        self.image = Image.new("RGBA", (pixels, pixels))
+        # One extra row of final pixels below keeps the border of feet and wheels whole.
+        self.image = Image.new("RGBA", (pixels, pixels + SUPERSAMPLE))
         self._draw = ImageDraw.Draw(self.image)
         self._scale = pixels / UNITS
 
@@ -186,11 +187,9 @@ class Pen:
         Box reduction runs on premultiplied alpha inside `Image.reduce`, so edges have no halo.
         """
         bounds = self.image.getbbox()
-        canvas = Image.new("RGBA", self.image.size)
+        pixels = self.image.width
+        canvas = Image.new("RGBA", (pixels, pixels))
         if bounds is not None:
-            left, _, right, bottom = bounds
-            canvas.paste(
-                self.image.crop(bounds),
-                ((canvas.width - (right - left)) // 2, bounds[1] + canvas.height - bottom),
-            )
+            left, top, right, bottom = bounds
+            canvas.paste(self.image.crop(bounds), ((pixels - right + left) // 2, pixels - bottom + top))
         return canvas.reduce(SUPERSAMPLE)

@@ -48,18 +48,21 @@ def tulip(pen: Pen) -> None:
     pen.blob(LEAF, poly((16.6, 30), (22.4, 27), (24.2, 22.6), (19, 25), soft=0.5))
     pen.blob(
         pen.body,
-        poly((6.8, 3.8), (11.6, 8), (16, 2.6), (20.4, 8), (25.2, 3.8), (25, 13), (21.6, 18.6), (16, 20.4), (10.4, 18.6), (7, 13), soft=0.9),
+        poly(
+            (6.6, 3.8), (11.6, 8), (16, 3), (20.4, 8), (25.4, 3.8),
+            (25, 13), (21.6, 18.6), (16, 20.4), (10.4, 18.6), (7, 13), soft=0.9,
+        ),
     )
     pen.blob(tint(pen.body), poly((16, 5), (20, 11), (19, 17.4), (16, 19.4), (13, 17.4), (12, 11), soft=0.6))
 
 
 def daisy(pen: Pen) -> None:
     """A wheel of petals about a round heart."""
-    pen.blob(LEAF, path((16, 18), (16, 30.4), width=1.6), Oval(20, 27, 3.6, 1.5, -28), Oval(12, 28, 3.6, 1.5, 28))
+    pen.blob(LEAF, path((16, 18), (16, 30.4), width=1.6), Oval(19.4, 27.6, 3, 1.2, -28), Oval(12.6, 28, 3, 1.2, 28))
     for step in range(8):
         angle = math.tau * (step + 0.5) / 8
-        pen.blob(pen.body, Oval(16 + 7 * math.cos(angle), 12.2 + 7 * math.sin(angle), 3.6, 2.6, math.degrees(angle)))
-    pen.blob(distinct(pen.body, (252, 198, 52), (156, 92, 40)), disc(16, 12.2, 3.7))
+        pen.blob(pen.body, Oval(16 + 7.2 * math.cos(angle), 12.6 + 7.2 * math.sin(angle), 4.2, 3, math.degrees(angle)))
+    pen.blob(distinct(pen.body, (252, 198, 52), (156, 92, 40)), disc(16, 12.6, 3.4))
 
 
 def sailboat(pen: Pen) -> None:
@@ -76,19 +79,20 @@ def canoe(pen: Pen) -> None:
     pen.blob(WOOD, path((11, 27), (19.4, 11.6), width=1.3), Oval(20.8, 9, 2.3, 4.2, 28))
     pen.blob(
         pen.body,
-        poly((2.6, 17.6), (6.4, 21.6), (25.6, 21.6), (29.4, 17.6), (28.6, 25), (24.4, 30), (7.6, 30), (3.4, 25), soft=0.8),
+        poly((3.2, 17.6), (6.8, 21.6), (25.2, 21.6), (28.8, 17.6), (28.2, 25), (24.4, 30), (7.6, 30), (3.4, 25), soft=0.8),
     )
     pen.flat(distinct(pen.body, (252, 240, 214), (196, 170, 130)), box(4.2, 24, 27.8, 26))
 
 
 def car(pen: Pen) -> None:
     """Low body, domed cabin with two windows."""
-    pen.blob(pen.body, poly((7.6, 19), (10.6, 12), (20, 12), (25, 19), soft=1.2))
-    pen.blob(pen.body, box(1.9, 18.2, 30.1, 27.6, 2.8))
+    pen.blob(pen.body, poly((7, 19), (10, 11), (20.4, 11), (25.4, 19), soft=1.4))
+    pen.blob(pen.body, box(2, 18.2, 30, 28.2, 2.8))
     pen.flat(pen.body, box(8.6, 17, 24, 20))
-    pen.flat(GLASS, poly((9.4, 18), (11.6, 13), (14.8, 13), (14.8, 18)), poly((16.6, 13), (19.6, 13), (23, 18), (16.6, 18)))
+    pen.flat(GLASS, poly((9.6, 17.4), (11.6, 12.4), (14.6, 12.4), (14.6, 17.4)))
+    pen.flat(GLASS, poly((16.8, 12.4), (19.4, 12.4), (22.6, 17.4), (16.8, 17.4)))
     pen.flat(distinct(pen.body, GOLD, WHITE), disc(28.6, 21.4, 1.5))
-    _wheels(pen, 4, 8.6, 23.4)
+    _wheels(pen, 3.6, 8.4, 23.6)
 
 
 def bus(pen: Pen) -> None:
@@ -168,7 +172,7 @@ def kite(pen: Pen) -> None:
 
 def balloon(pen: Pen) -> None:
     """An egg with a knot, a highlight and a wavy string."""
-    pen.flat((96, 96, 112), path((16, 23), (14.4, 25.6), (17.4, 28.2), (16, 31), width=0.9))
+    pen.flat((132, 132, 150), path((16, 23), (14.4, 25.6), (17.4, 28.2), (16, 31), width=0.9))
     pen.blob(pen.body, poly((16, 20.6), (18, 23.6), (14, 23.6), soft=0.4))
     pen.blob(pen.body, Oval(16, 11.8, 9, 9.8))
     pen.flat(distinct(pen.body, WHITE, FROST), Oval(12, 8, 1.5, 2.8, 28))
