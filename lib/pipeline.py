@@ -1,0 +1,285 @@
+"""Runs the notebooks in the order of ``notebooks/manifest.txt``: what ``./run_all.sh`` calls.
+
+Finished rows are reused, and a notebook whose source, parameters, code and input rows are those of
+its last run is not run again. Only the standard library is imported until a notebook has to run,
+so that ``--help`` and wrong flags are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lib import notebooks
+from lib.errors import UserError
+from lib.presets import REPO_ROOT, Preset, get_preset
+
+EXAMPLES = """\
+examples:
+  ./run_all.sh                       the embedded picture book: every figure and table
+  ./run_all.sh --n 20                the same, small
+  ./run_all.sh --only 03             one figure again, from finished rows
+  ./run_all.sh --preset mine.toml    your own models or decoding
+"""
+
+
+# --- the command line ------------------------------------------------------------------------
+
+class Parser(argparse.ArgumentParser):
+    """Wrong flags are bad input like any other: one line, no usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; ./run_all.sh --help lists the flags")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return int(text)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags; UserError for a wrong one."""
+    parser = Parser(
+        prog="./run_all.sh", epilog=EXAMPLES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Plays the game in both directions and draws every figure and table. Sets up "
+                    "the environment\nfirst where needed, and reuses finished rows.")
+    parser.add_argument("--preset", default="mini", metavar="P",
+                        help="models, decoding and sizes: a name or a .toml file (default: mini)")
+    parser.add_argument("--dataset", default="all", metavar="D",
+                        help="one dataset, or 'all' of the preset's (default)")
+    parser.add_argument("--n", type=positive, metavar="N",
+                        help="sources per dataset (default: the preset's)")
+    parser.add_argument("--candidates", type=positive, metavar="K",
+                        help="candidates per source (default: the preset's)")
+    parser.add_argument("--seed", type=not_negative, metavar="S",
+                        help="changes every draw (default: the preset's)")
+    parser.add_argument("--only", metavar="LIST",
+                        help="notebooks by number or name, such as 03,05")
+    parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE",
+                        help="any other parameter of the chosen notebooks; may be repeated")
+    parser.add_argument("--force", action="store_true",
+                        help="run every notebook, also those that are up to date")
+    return parser.parse_args(arguments)
+
+
+def notebook_parameters(flags: argparse.Namespace, preset: Preset) -> dict[str, Any]:
+    """The parameters that every notebook gets; 0 stands for the preset's own count."""
+    return {
+        "PRESET": flags.preset,
+        "DATASET": flags.dataset,
+        "N_SOURCES": flags.n or 0,
+        "N_CANDIDATES": flags.candidates or 0,
+        "SEED": preset.seed if flags.seed is None else flags.seed,
+    }
+
+
+def extra_parameters(texts: Iterable[str], chosen: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Give each ``NAME=VALUE`` to the chosen notebooks that declare NAME; UserError if none does."""
+    extras: dict[Path, dict[str, Any]] = {path: {} for path in chosen}
+    declared = {path: notebooks.declared_parameters(path) for path in chosen}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        takers = [path for path in chosen if name in declared[path]]
+        if not equals or not takers:
+            raise UserError(f"--param {text!r}: " + (
+                "no chosen notebook has this parameter" if equals else "write NAME=VALUE"))
+        for path in takers:
+            extras[path][name] = convert(value, declared[path][name], text)
+    return extras
+
+
+def convert(value: str, default: Any, text: str) -> Any:
+    """Read a parameter's value as the type of its default."""
+    if isinstance(default, str):
+        return value
+    try:
+        read = json.loads(value.lower() if isinstance(default, bool) else value)
+    except ValueError as error:
+        raise UserError(f"--param {text!r}: not of type {type(default).__name__}") from error
+    return float(read) if isinstance(default, float) and type(read) is int else read
+
+
+# --- what is up to date ----------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Place:
+    """Where a preset's figures and executed notebooks go."""
+
+    figures: Path
+
+    @property
+    def executed(self) -> Path:
+        """The folder of executed notebooks, which is not in git."""
+        return self.figures / "notebooks"
+
+    def stamp(self, notebook: Path) -> Path:
+        """The file that remembers what a notebook was last run on."""
+        return self.executed / f"{notebook.stem}.stamp.json"
+
+
+def figures_folder(preset: Preset) -> Path:
+    """The preset's folder; COMPENDIUM_FIGURES moves its root, as the tests do."""
+    return Path(os.environ.get("COMPENDIUM_FIGURES", REPO_ROOT / "figures")) / preset.name
+
+
+def runs_folder() -> Path:
+    """Where rows are; COMPENDIUM_RUNS moves it, as the tests do."""
+    return Path(os.environ.get("COMPENDIUM_RUNS", REPO_ROOT / "data" / "runs"))
+
+
+def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
+    """Hash all that a notebook's outcome depends on: itself, parameters, code, pins, data, rows.
+
+    Data, weights and rows count by path, size and time of change, as ``make`` does: hashing a
+    large run would take longer than drawing it.
+    """
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode("utf-8"))
+    code = sorted((REPO_ROOT / "lib").rglob("*.py"))
+    for path in [notebook, *code, REPO_ROOT / "requirements.lock", *preset_files(parameters)]:
+        digest.update(str(path).encode("utf-8") + b"\0" + path.read_bytes())
+    data = REPO_ROOT / "data"
+    inputs = [*runs_folder().glob("*/*.parquet"), *(data / "models").glob("mini/**/*"),
+              *(data / "picturebook").rglob("*.json")]
+    for path in sorted(path for path in inputs if path.is_file()):
+        status = path.stat()
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def preset_files(parameters: Mapping[str, Any]) -> list[Path]:
+    """The TOML file of an own preset, if it is one."""
+    preset = str(parameters["PRESET"])
+    return [Path(preset)] if preset.endswith(".toml") else []
+
+
+def is_fresh(notebook: Path, parameters: Mapping[str, Any], place: Place) -> bool:
+    """Whether a notebook's last run had the same inputs and all that it wrote is still there."""
+    try:
+        stamp = json.loads(place.stamp(notebook).read_text(encoding="utf-8"))
+        written = [Path(name) for name in stamp["wrote"]]
+        known = stamp["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # no stamp, or one cut off while it was written: run it
+    return all(path.exists() for path in written) and known == fingerprint(notebook, parameters)
+
+
+def written_since(folder: Path, start_ns: int) -> list[Path]:
+    """The files below a folder that changed at or after a time, stamps left out."""
+    return sorted(path for path in folder.rglob("*")
+                  if path.is_file() and not path.name.endswith(".stamp.json")
+                  and path.stat().st_mtime_ns >= start_ns)
+
+
+# --- running ---------------------------------------------------------------------------------
+
+def run_one(notebook: Path, parameters: Mapping[str, Any], place: Place, headline: str) -> list[Path]:
+    """Execute one notebook with its HTML copy, tell the time, return the figure files it wrote."""
+    print(headline, end="", flush=True)
+    start, start_ns = time.monotonic(), time.time_ns()
+    stream = notebooks.Indented(sys.stdout)
+    target = place.executed / notebook.name
+    try:
+        notebooks.execute(notebook, target, parameters, stream)
+        notebooks.export_html(target)
+    except BaseException:
+        print(flush=True)  # ends the headline, so that the error starts a line of its own
+        raise
+    print(f"{'      done in' if stream.used else ' '} {duration(time.monotonic() - start)}", flush=True)
+    return written_since(place.figures, start_ns)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 4.2 s, 3 min 07 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+def run_all(flags: argparse.Namespace, folder: Path = notebooks.NOTEBOOKS) -> None:
+    """Run what the flags ask for; raises UserError or NotebookFailure at the first that fails."""
+    preset = get_preset(flags.preset)
+    chosen = notebooks.select(notebooks.read_manifest(folder), flags.only)
+    common, extras = notebook_parameters(flags, preset), extra_parameters(flags.param, chosen)
+    parameters = {path: {**common, **extras[path]} for path in chosen}
+    for path in chosen:
+        notebooks.check_parameters(path, parameters[path])
+    place = Place(figures_folder(preset))
+    start = time.monotonic()
+    wrote: dict[Path, list[Path]] = {}
+    try:
+        for number, path in enumerate(chosen, start=1):
+            headline = f"[{number}/{len(chosen)}] {path.stem}"
+            if not flags.force and is_fresh(path, parameters[path], place):
+                print(f"{headline}  up to date", flush=True)
+            else:
+                place.stamp(path).unlink(missing_ok=True)
+                wrote[path] = run_one(path, parameters[path], place, headline)
+    finally:
+        # At the end, because the rows that the later notebooks read come from the earlier ones.
+        for path, files in wrote.items():
+            stamp = {"fingerprint": fingerprint(path, parameters[path]), "wrote": list(map(str, files))}
+            place.stamp(path).write_text(json.dumps(stamp, indent=1), encoding="utf-8")
+    summarise(place, wrote, time.monotonic() - start)
+
+
+def summarise(place: Place, wrote: Mapping[Path, Sequence[Path]], seconds: float) -> None:
+    """End by naming what was written and where to look first."""
+    files = sorted({path for paths in wrote.values() for path in paths})
+    figures = [path for path in files if path.parent == place.figures]
+    print(f"\n{len(wrote)} notebook{'' if len(wrote) == 1 else 's'} run in {duration(seconds)}")
+    for path in figures:
+        if path.suffix in (".pdf", ".csv", ".tex"):
+            print(f"  wrote {shorten(path)}")
+    print(f"  figures and tables: {shorten(place.figures)}")
+    print(f"  executed notebooks: {shorten(place.executed)} (.ipynb and .html)")
+    print(f"  rows: {shorten(runs_folder())}")
+
+
+def shorten(path: Path) -> str:
+    """A path relative to the repository where it lies inside."""
+    return str(path.relative_to(REPO_ROOT) if path.is_relative_to(REPO_ROOT) else path)
+
+
+def _stop(signum: int, frame: object) -> NoReturn:
+    """SIGTERM ends a run as Ctrl-C does, so that the kernel is shut down too."""
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0, 1 (a notebook failed), 2 (bad input), 130 (stopped)."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        run_all(parse(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except notebooks.NotebookFailure as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped: finished rows are kept, the same command goes on from them", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
