@@ -1,0 +1,227 @@
+"""The paper's two kinds of failure (5.4.3), found by rule from rows and true scenes.
+
+Annotation imperfection: annotators write "bird" for a penguin; the captioner knows better, and a
+right caption scores low.  Generation bias: a snowman always comes with a scarf in the generator's
+training pictures, so a caption need not mention it, and one that does gains nothing.
+Both are counted beside control pictures without the plant: a rule that fires as often there has
+found nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lib import labels, ranking
+from lib.claims import Verdict, generator, grid, identity
+from lib.picturebook.scenes import ACCESSORY_OF, BIASED, Scene
+from lib.picturebook.semantics import match, parse
+
+Scenes = Mapping[str, Mapping[str, Any] | None]
+
+ACCESSORY_WORDS = {"scarf": ("scarf", "scarves"), "flag": ("flag", "flags")}
+
+
+def disagreement(rows: pd.DataFrame, score: str) -> pd.DataFrame:
+    """Add percentiles over all candidates of the run and their difference.
+
+    disagreement is in [-1, 1]: near 1 for a faithful reconstruction from a low-scoring message.
+    """
+    marked = rows.assign(
+        similarity_pct=rows["similarity"].rank(pct=True), score_pct=rows[score].rank(pct=True)
+    )
+    marked["disagreement"] = marked["similarity_pct"] - marked["score_pct"]
+    marked.attrs = rows.attrs
+    return marked
+
+
+def disputed(rows: pd.DataFrame, score: str, n: int = 12) -> pd.DataFrame:
+    """The n sources whose selected candidate's similarity exceeds its score most."""
+    marked = disagreement(rows, score)
+    best = marked[marked["rank"] == 1]
+    return best.sort_values(["disagreement", "item"], ascending=[False, True]).head(n)
+
+
+def with_scenes(rows: pd.DataFrame, scenes: Scenes) -> bool:
+    """Whether the true scene of every source is known."""
+    return all(scenes.get(item) for item in rows["item"].unique())
+
+
+def describe(rows: pd.DataFrame, scenes: Scenes, score: str = "cider") -> pd.DataFrame:
+    """Rows of the image task with what the true scene says about each caption.
+
+    exact: every thing it names is there, and one by its own name; silent: it does not mention
+    the accessory that its scene's subject can carry; carrier: that subject's category;
+    carries: whether it is drawn with it; biased, family: the plants.
+    """
+    marked = disagreement(rows, score)
+    facts = {item: _carrier(scenes[item]) for item in rows["item"].unique()}
+    marked["carrier"] = [facts[item][0] for item in rows["item"]]
+    marked["carries"] = [facts[item][1] for item in rows["item"]]
+    marked["biased"] = marked["carrier"].isin(BIASED)
+    marked["family"] = [scenes[item].get("planted") == "family" for item in rows["item"]]
+    pairs = list(zip(rows["item"], rows["message"], strict=True))
+    marked["exact"] = [is_exact(text, scenes[item]) for item, text in pairs]
+    marked["silent"] = [
+        not _mentions(text, ACCESSORY_OF[carrier]) if carrier else False
+        for text, carrier in zip(rows["message"], marked["carrier"], strict=True)
+    ]
+    return marked
+
+
+def _carrier(scene: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """The first thing of a scene that can carry an accessory, planted kinds first."""
+    able = [e for e in scene["entities"] if e["category"] in ACCESSORY_OF]
+    able.sort(key=lambda entity: entity["category"] not in BIASED)
+    return (able[0]["category"], able[0]["accessory"] is not None) if able else (None, False)
+
+
+def _mentions(text: str, accessory: str) -> bool:
+    return any(word in text.lower().split() for word in ACCESSORY_WORDS[accessory])
+
+
+def is_exact(caption: str, scene: Mapping[str, Any]) -> bool:
+    """All that is named is there, and at least one thing by its own name, not its family's."""
+    claims = parse(caption)
+    found = match(claims, Scene.from_dict(dict(scene)))
+    named = [m.category is not None for m in claims.mentions]
+    return bool(found) and all(entity is not None for entity in found) and any(named)
+
+
+# annotation imperfection
+
+
+def imperfections(marked: pd.DataFrame) -> pd.DataFrame:
+    """One row a source: is its selected caption right by the scene, similar, and scored low?
+
+    failure: exact, similarity in the upper half and score in the lowest quarter of the run.
+    """
+    best = marked[marked["rank"] == 1].copy()
+    low, close = best["score_pct"] <= 0.25, best["similarity_pct"] >= 0.5
+    best["failure"] = best["exact"] & close & low
+    return best
+
+
+def imperfection_verdicts(marked: pd.DataFrame, seed: int, score: str = "cider") -> list[Verdict]:
+    """5.4.3: right captions score low where annotators use the family word."""
+    task, dataset = identity(marked)
+    best = imperfections(marked)
+    rate = _contrast(best, best["failure"], best["family"], seed, "rate")
+    exact = best[best["exact"]]
+    loss = _contrast(exact, exact[score], exact["family"], seed, "loss")
+    name = labels.metric_label(score)
+    return [
+        Verdict(
+            "annotation imperfection makes right captions score low (5.4.3)",
+            task,
+            dataset,
+            "share of right, similar, low-scored selections, family-word pictures minus others",
+            rate,
+        ),
+        Verdict(
+            "a right caption scores lower where the references only name the family (5.4.3)",
+            task,
+            dataset,
+            f"{name} of right selected captions, family-word pictures minus others",
+            loss,
+            direction=-1,
+        ),
+    ]
+
+
+def _contrast(
+    table: pd.DataFrame, values: pd.Series, group: pd.Series, seed: int, part: str
+) -> ranking.Estimate:
+    """Mean of values inside the group minus outside, both resampled."""
+    task, dataset = identity(table) if len(table) else ("", "")
+    inside = group.to_numpy(dtype=bool)
+    numbers = values.to_numpy(dtype=float)
+    means = [
+        ranking.bootstrap_mean(numbers[mask], generator(seed, part, task, dataset, name))
+        for mask, name in ((inside, "plant"), (~inside, "control"))
+    ]
+    return ranking.difference(*means)
+
+
+# generation bias
+
+
+def silent_similarity(marked: pd.DataFrame) -> pd.DataFrame:
+    """Per source with a carrier: mean similarity of its captions that are silent about it."""
+    silent = marked[marked["silent"] & marked["carrier"].notna()]
+    keys = ["item", "carrier", "carries", "biased", "task", "dataset"]
+    return silent.groupby(keys, as_index=False)["similarity"].mean()
+
+
+def biases(marked: pd.DataFrame) -> pd.DataFrame:
+    """One row a source that is drawn with its accessory and has captions of both kinds.
+
+    failure: the selected caption is silent about the accessory although another mentions it;
+    where the generator draws it unasked, silence costs no similarity.
+    """
+    drawn = marked[marked["carries"] & marked["carrier"].notna()]
+    share = drawn.groupby("item")["silent"].transform("mean")
+    best = drawn[(drawn["rank"] == 1) & (share > 0) & (share < 1)].copy()
+    best["failure"] = best["silent"]
+    return best
+
+
+def bias_verdicts(marked: pd.DataFrame, seed: int) -> list[Verdict]:
+    """5.4.3: what always came along in training is drawn unasked, and misleads the ranking."""
+    task, dataset = identity(marked)
+    silent, found = silent_similarity(marked), biases(marked)
+    gaps = [
+        _contrast(part, part["similarity"], part["carries"], seed, f"silent {name}")
+        for name, part in (("biased", silent[silent["biased"]]), ("free", silent[~silent["biased"]]))
+    ]
+    return [
+        Verdict(
+            "the generator adds unasked what always came along in its training (5.4.3)",
+            task,
+            dataset,
+            "similarity of captions silent about the accessory, drawn with it minus without, "
+            "planted kinds minus control kinds",
+            ranking.difference(*gaps),
+        ),
+        Verdict(
+            "generation bias lets a caption win that omits what is there (5.4.3)",
+            task,
+            dataset,
+            "share of silent selections where another caption speaks, planted minus control kinds",
+            _contrast(found, found["failure"], found["biased"], seed, "silent wins"),
+        ),
+    ]
+
+
+# counts for the table under the figure
+
+
+def counts(marked: pd.DataFrame) -> pd.DataFrame:
+    """How often each rule fires, planted beside control: kind, group, sources, failures, share."""
+    lines = []
+    for kind, table, group in (
+        ("annotation imperfection", imperfections(marked), "family"),
+        ("generation bias", biases(marked), "biased"),
+    ):
+        for planted, name in ((True, "planted"), (False, "control")):
+            part = table[table[group] == planted]
+            n, k = len(part), int(part["failure"].sum())
+            low, high = wilson(k, n)
+            lines.append((kind, name, n, k, k / n if n else np.nan, low, high))
+    columns = ["kind", "group", "sources", "failures", "share", "low", "high"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of k in n; (nan, nan) where n is 0.
+
+    It stays sensible at 0 of n, where a bootstrap would claim certainty.
+    """
+    if n == 0:
+        return float("nan"), float("nan")
+    share, spread = k / n, z * np.sqrt(k * (n - k) / n**3 + z**2 / (4 * n**2))
+    middle, scale = share + z**2 / (2 * n), 1 + z**2 / n
+    return max(0.0, float((middle - spread) / scale)), min(1.0, float((middle + spread) / scale))
