@@ -266,7 +266,6 @@ def _stop(signum: int, frame: object) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 1 (a notebook failed), 2 (bad input), 130 (stopped)."""
-    signal.signal(signal.SIGTERM, _stop)
     try:
         run_all(parse(arguments))
     except UserError as error:
@@ -282,4 +281,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main())
