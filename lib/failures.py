@@ -66,8 +66,8 @@ def describe(rows: pd.DataFrame, scenes: Scenes, score: str = "cider") -> pd.Dat
     pairs = list(zip(rows["item"], rows["message"], strict=True))
     marked["exact"] = [is_exact(text, scenes[item]) for item, text in pairs]
     marked["silent"] = [
-        not _mentions(text, ACCESSORY_OF[carrier]) if carrier else False
-        for text, carrier in zip(rows["message"], marked["carrier"], strict=True)
+        facts[item][0] is not None and not _mentions(text, ACCESSORY_OF[facts[item][0]])
+        for item, text in pairs
     ]
     return marked
 

@@ -1,0 +1,235 @@
+"""Verdicts on planted rows, where the right answer is known; Table 1 and the failure rules."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import claims, failures, ranking, tables
+from lib.errors import UserError
+from lib.ranking import Estimate
+from tests.planted import planted_greedy, planted_rows, planted_scenes
+
+NAN = float("nan")
+
+
+def verdict(samples: list[float], direction: int = 1, margin: float = 0.0) -> claims.Verdict:
+    estimate = Estimate(float(np.mean(samples)), np.array(samples), 5)
+    return claims.Verdict("it is so", "image", "coco", "x", estimate, direction, margin)
+
+
+@pytest.mark.parametrize(
+    ("samples", "direction", "margin", "finding"),
+    [
+        ([1.0, 2.0], 1, 0, "holds"),
+        ([-1.0, -2.0], 1, 0, "reversed"),
+        ([-1.0, 2.0], 1, 0, "undecided"),
+        ([0.0, 0.0], 1, 0, "undecided"),
+        ([-1.0, -2.0], -1, 0, "holds"),
+        ([1.0, 2.0], -1, 0, "reversed"),
+        ([-1.0, 1.0], 0, 2.0, "holds"),
+        ([-1.0, 3.0], 0, 2.0, "undecided"),
+        ([3.0, 4.0], 0, 2.0, "reversed"),
+        ([NAN, NAN], 1, 0, "unknown"),
+    ],
+)
+def test_finding_is_decided_by_the_interval(samples, direction, margin, finding) -> None:
+    assert verdict(samples, direction, margin).finding == finding
+
+
+def test_verdict_record_is_json_and_tells_plainly(tmp_path) -> None:
+    path = tmp_path / "figures" / "x.verdict.json"
+    claims.write_verdicts([verdict([-1.0, -2.0]), verdict([NAN])], path)
+    first, second = json.loads(path.read_text())
+    assert first["holds"] is False and first["interval"][1] < 0
+    assert "does not hold for this run" in first["sentence"]
+    assert second["value"] is None and "cannot be judged" in second["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("effect", "finding"), [(0.4, "holds"), (0.0, "undecided"), (-0.4, "reversed")]
+)
+@pytest.mark.parametrize(("task", "score"), [("image", "cider"), ("text", "clip_score")])
+def test_rank_claim_on_planted_rows(effect, finding, task, score) -> None:
+    rows = claims.prepare(planted_rows(effect, task=task))
+    found = claims.rank_verdicts(rows, score, seed=0)
+    assert found[0].finding == finding
+    profile = claims.rank_profile(rows, score)
+    drop = profile["mean"].iloc[:3].mean() - profile["mean"].iloc[-3:].mean()
+    assert (drop > 0.2) == (effect > 0) and (drop < -0.2) == (effect < 0)
+
+
+def test_trend_between_sources_is_no_evidence_for_selection() -> None:
+    rows = claims.prepare(planted_rows(0.0))
+    means = claims.source_means(rows, "cider")
+    assert claims.correlation_verdicts(means, "image", "coco", 0)[0].finding == "holds"
+    assert claims.rank_verdicts(rows, "cider", 0)[0].finding == "undecided"
+
+
+def test_prepare_drops_flagged_sources_whole_and_ignores_order() -> None:
+    rows = planted_rows(0.3, n_sources=5)
+    rows.loc[3, "flagged"] = True
+    kept = claims.prepare(rows.sample(frac=1, random_state=1))
+    assert kept.attrs == {"n_flagged": 1, "n_candidates": 10}
+    assert sorted(kept["item"].unique()) == ["0001", "0002", "0003", "0004"]
+    assert kept["candidate"].tolist() == list(range(10)) * 4
+
+
+def test_unfinished_and_empty_rows_are_one_clear_error() -> None:
+    rows = planted_rows(0.3, n_sources=3)
+    with pytest.raises(UserError, match="play the run to its end"):
+        claims.prepare(rows.iloc[:-1])
+    with pytest.raises(UserError, match="empty"):
+        claims.prepare(rows.iloc[:0])
+    with pytest.raises(UserError, match="no column 'novel'"):
+        claims.grid(claims.prepare(rows), "novel")
+
+
+def _counts(rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """Plausible BLEU counts: length 6 captions, more matches where CIDEr is higher."""
+    share = np.clip(rows["cider"].to_numpy() / 3, 0, 1)
+    guesses = np.array([6, 5, 4, 3])
+    matches = rng.binomial(guesses, share[:, None])
+    lengths = np.full((len(rows), 2), 6)
+    return np.hstack([matches, np.tile(guesses, (len(rows), 1)), lengths])
+
+
+@pytest.fixture
+def systems() -> tables.Systems:
+    rows = claims.prepare(planted_rows(0.4, dataset="picturebook-nocaps"))
+    greedy = planted_greedy(rows).sample(frac=1, random_state=2)
+    rng = np.random.default_rng(0)
+    counts = _counts(rows, rng)
+    return tables.systems(rows, counts, greedy, counts[:: rows.attrs["n_candidates"]])
+
+
+def test_table1_values_by_direct_computation(systems) -> None:
+    table = tables.selection_table(systems, seed=0)
+    everything = table[table["domain"] == "all"].set_index("metric")
+    rows = systems.rows
+    assert everything.loc["cider", "nucleus"] == pytest.approx(rows["cider"].mean())
+    best = rows.loc[rows["rank"] == 1, "cider"].mean()
+    assert everything.loc["cider", "selected"] == pytest.approx(best)
+    assert everything.loc["cider", "gain"] == pytest.approx(100 * (best / rows["cider"].mean() - 1))
+    from lib.metrics import bleu_from_statistics
+
+    each = [bleu_from_statistics(systems.bleu[:, k].sum(axis=0))[3] for k in range(10)]
+    assert everything.loc["bleu4", "nucleus"] == pytest.approx(np.mean(each))
+    assert everything.loc["cider", "low"] > 0 and everything.loc["cider", "level"] == 0.95
+    assert everything.loc["cider", "oracle"] >= everything.loc["cider", "selected"]
+    assert everything.loc["cider", "greedy"] == pytest.approx(1.1 * rows["cider"].mean())
+    assert "spice" not in everything.index  # all null: no row, and no zero
+
+
+def test_table1_domains_partition_the_sources(systems) -> None:
+    table = tables.selection_table(systems, seed=0)
+    cider = table[table["metric"] == "cider"].set_index("domain")
+    assert list(cider.index) == ["all", "in-domain", "near-domain", "out-domain"]
+    assert cider["n"].iloc[1:].sum() == cider["n"].iloc[0]
+    weighted = (cider["nucleus"] * cider["n"]).iloc[1:].sum() / cider["n"].iloc[0]
+    assert weighted == pytest.approx(cider["nucleus"].iloc[0])
+
+
+def test_secondary_scores_have_wider_intervals(systems) -> None:
+    block = tables.selection_block(systems, "all", 0).set_index("metric")
+    assert (block.drop("cider")["level"] >= 0.95).all() and block["level"].max() > 0.99
+    assert (block["p_holm"] >= block["p"]).all()
+
+
+def test_latex_and_layout(systems) -> None:
+    table = tables.selection_table(systems, seed=0)
+    latex = tables.to_latex(table)
+    assert latex.count(r"\midrule") == 3 and "Gain (\\%)" in latex and "out-of-domain" in latex
+    assert latex.count("{") == latex.count("}")
+    layout = tables.paper_layout(table[table["domain"] == "all"])
+    assert layout.loc["Gain (%)", "CIDEr"].startswith("+")
+
+
+def test_gain_at_equal_length_is_a_verdict_of_its_own(systems) -> None:
+    found = tables.gain_verdicts(systems, 0)
+    assert [v.finding for v in found] == ["holds", "holds"] and found[0].unit == " %"
+
+
+def test_euclidean_choice_is_equivalent_when_the_order_is() -> None:
+    rows = planted_rows(0.4)
+    rows["similarity_euclidean"] = 1 - rows["similarity"]
+    prepared = claims.prepare(rows)
+    assert claims.agreement(prepared) == 1.0
+    assert claims.euclidean_verdict(prepared, "cider", 0).finding == "holds"
+    rows["similarity_euclidean"] = rows["similarity"]  # now it selects the worst
+    assert claims.euclidean_verdict(claims.prepare(rows), "cider", 0).finding == "reversed"
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.9])
+def test_planted_family_words_are_found(loss: float) -> None:
+    scenes = planted_scenes(300, seed=4)
+    rows = planted_rows(0.2, n_sources=300, seed=4)
+    planted = rows["item"].map(lambda item: scenes[item]["planted"] == "family")
+    rows["cider"] = (rows["cider"] - loss * planted).clip(lower=0)
+    marked = failures.describe(claims.prepare(rows), scenes)
+    rate, lower = failures.imperfection_verdicts(marked, 0)
+    assert (rate.finding == "holds") == (loss > 0)
+    assert (lower.finding == "holds") == (loss > 0)
+
+
+@pytest.mark.parametrize("bonus", [0.0, 0.3])
+def test_planted_generation_bias_is_found(bonus: float) -> None:
+    scenes = planted_scenes(400, seed=5)
+    rows = planted_rows(0.0, n_sources=400, seed=5)
+    marked = failures.describe(claims.prepare(rows), scenes)
+    gift = bonus * (marked["silent"] & marked["carries"] & marked["biased"])
+    marked["similarity"] = marked["similarity"] + gift
+    marked["rank"] = marked.groupby("item")["similarity"].rank(ascending=False, method="first")
+    drawn, wins = failures.bias_verdicts(marked, 0)
+    assert (drawn.finding == "holds") == (bonus > 0)
+    assert (wins.finding == "holds") == (bonus > 0)
+    table = failures.counts(marked).set_index(["kind", "group"])
+    assert table.loc[("generation bias", "planted"), "sources"] > 0
+
+
+def test_exact_caption_needs_a_name_and_no_invention() -> None:
+    scene = planted_scenes(1)["0000"]  # an owl
+    assert failures.is_exact("an owl in a meadow", scene)
+    assert not failures.is_exact("a bird in a meadow", scene)
+    assert not failures.is_exact("an owl next to a car", scene)
+    assert not failures.is_exact("something", scene)
+
+
+def test_disputed_lists_selected_candidates_by_disagreement() -> None:
+    rows = claims.prepare(planted_rows(-0.4, n_sources=30))
+    top = failures.disputed(rows, "cider", 5)
+    assert len(top) == 5 and (top["rank"] == 1).all()
+    assert top["disagreement"].is_monotonic_decreasing
+
+
+def test_wilson_by_hand() -> None:
+    assert failures.wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    low, high = failures.wilson(5, 10)
+    assert (low, high) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert np.isnan(failures.wilson(0, 0)).all()
+
+
+def test_easy_pictures_and_salience() -> None:
+    means = pd.DataFrame({"similarity": [0.9, 0.8, 0.1, 0.95], "score": [2.0, 1.0, 0.1, 0.2]})
+    means["item"] = list("abcd")
+    assert claims.easiness(means).idxmax() == 0  # the only one good in both
+    rng = np.random.default_rng(0)
+    many = pd.DataFrame({"similarity": rng.random(200), "item": [str(i) for i in range(200)]})
+    many["score"] = many["similarity"]
+    single = set(many.loc[many["similarity"] > 0.5, "item"])
+    assert claims.salient_verdict(many, single.__contains__, "coco", 0).finding == "holds"
+
+
+def test_repeatable_and_claims_do_not_move_each_other() -> None:
+    rows = claims.prepare(planted_rows(0.2, n_sources=40))
+    one, two = (claims.rank_verdicts(rows, "cider", 0)[0] for _ in range(2))
+    assert one.estimate.interval() == two.estimate.interval()
+    plain = ranking.within_source_spearman(
+        claims.grid(rows, "similarity"),
+        claims.grid(rows, "cider"),
+        claims.generator(0, "rank", "picturebook-coco", "image", "cider", "rho"),
+    )
+    assert plain.interval() == one.estimate.interval()
