@@ -1,0 +1,250 @@
+"""Generators: captions in, uint8 images out (paper 3.3). Any diffusers text-to-image pipeline.
+
+The noise of an image comes from its own CPU generator, so an image depends on its text and seed
+only; each distinct text is encoded once a call and the empty prompt once a bundle.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lib.errors import UserError
+from lib.presets import GeneratorSpec
+from lib.weights import (PIPELINE_FILES, Batches, loading, model_folder, pick_device, pick_dtype)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """pixels uint8 (B, H, W, 3); flagged bool (B,): the safety checker blacked the image out;
+    truncated bool (B,): the prompt was longer than the text encoder reads."""
+
+    pixels: np.ndarray
+    flagged: np.ndarray
+    truncated: np.ndarray
+
+
+# What ``encode_prompt`` returns, in order, by pipeline class: the names under which the pipeline
+# takes it back. A leading "-" marks the part that belongs to the empty prompt. None: not taken back.
+_PROMPT_PARTS: dict[str, tuple[str | None, ...]] = {
+    "StableDiffusionPipeline": ("prompt_embeds", "-negative_prompt_embeds"),
+    "LatentConsistencyModelPipeline": ("prompt_embeds", None),
+    "StableDiffusionXLPipeline": ("prompt_embeds", "-negative_prompt_embeds",
+                                  "pooled_prompt_embeds", "-negative_pooled_prompt_embeds"),
+    "StableDiffusion3Pipeline": ("prompt_embeds", "-negative_prompt_embeds",
+                                 "pooled_prompt_embeds", "-negative_pooled_prompt_embeds"),
+    "PixArtAlphaPipeline": ("prompt_embeds", "prompt_attention_mask",
+                            "-negative_prompt_embeds", "-negative_prompt_attention_mask"),
+    "PixArtSigmaPipeline": ("prompt_embeds", "prompt_attention_mask",
+                            "-negative_prompt_embeds", "-negative_prompt_attention_mask"),
+    "FluxPipeline": ("prompt_embeds", "pooled_prompt_embeds", None),
+}
+
+
+class Generator:
+    """A text-to-image pipeline with one verb."""
+
+    def __init__(self, spec: GeneratorSpec, device: str | torch.device | None = None) -> None:
+        self.spec = spec
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(spec.dtype, self.device, half_on_gpu=True)
+        skipped = () if spec.safety_checker else ("safety_checker/*",)
+        self.folder = model_folder(spec.id, spec.revision, PIPELINE_FILES, skipped)
+        self._batches = Batches(spec.batch_size, f"generator {spec.id}")
+        with loading(spec.id):
+            self.pipeline = self._load()
+        self._accepted = set(inspect.signature(self.pipeline.__call__).parameters)
+        self._parts = _PROMPT_PARTS.get(type(self.pipeline).__name__)
+        self._empty: dict[str, torch.Tensor] | None = None
+
+    # --- loading --------------------------------------------------------------------------------
+
+    def _load(self) -> Any:
+        """Load the pipeline, its scheduler and its optional LoRA, and move it to the device."""
+        from diffusers import DiffusionPipeline
+
+        index = DiffusionPipeline.load_config(self.folder, local_files_only=True)
+        pipeline = DiffusionPipeline.from_pretrained(
+            self.folder, dtype=self.dtype, local_files_only=True, use_safetensors=True,
+            trust_remote_code=False, **self._safety(index))
+        if "prompt" not in inspect.signature(pipeline.__call__).parameters:
+            raise UserError(f"model {self.spec.id} is a {type(pipeline).__name__}, which takes no "
+                            "prompt: choose a text-to-image pipeline")
+        if self.spec.scheduler is not None:
+            pipeline.scheduler = self._scheduler(pipeline.scheduler.config)
+        if self.spec.lora is not None:
+            _fuse_lora(pipeline, self.spec)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline = pipeline.to(self.device)
+        self._tune(pipeline)
+        return pipeline
+
+    def _safety(self, index: dict[str, Any]) -> dict[str, Any]:
+        """Arguments that switch a pipeline's safety checker off, or make sure that it is there."""
+        present = (index.get("safety_checker") or [None])[0] is not None
+        if self.spec.safety_checker:
+            if not present:
+                raise UserError(f"generator {self.spec.id} has no safety checker: set "
+                                "safety_checker = false in the preset")
+            from transformers import CLIPImageProcessorPil
+
+            extractor = CLIPImageProcessorPil.from_pretrained(
+                self.folder / "feature_extractor", local_files_only=True)
+            return {"feature_extractor": extractor}
+        if "safety_checker" not in index:
+            return {}
+        return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+    def _scheduler(self, config: Any) -> Any:
+        """Another sampler over the noise schedule that the model was trained with."""
+        import diffusers
+
+        scheduler_class = getattr(diffusers, str(self.spec.scheduler), None)
+        if not (isinstance(scheduler_class, type)
+                and issubclass(scheduler_class, diffusers.SchedulerMixin)):
+            raise UserError(f"unknown scheduler {self.spec.scheduler!r}: give the name of a "
+                            "diffusers scheduler class, such as DPMSolverMultistepScheduler")
+        return scheduler_class.from_config(config)
+
+    def _tune(self, pipeline: Any) -> None:
+        """Memory layout and compilation; neither changes an image beyond rounding."""
+        for name in ("unet", "vae"):
+            module = getattr(pipeline, name, None)
+            if module is not None and self.device.type == "cuda":
+                module.to(memory_format=torch.channels_last)
+        if self.spec.compile:
+            for name in ("unet", "transformer"):
+                if getattr(pipeline, name, None) is not None:
+                    getattr(pipeline, name).compile(dynamic=False)
+
+    # --- the verb -------------------------------------------------------------------------------
+
+    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> GeneratedImages:
+        """Return one image for each (text, seed); rows do not depend on each other.
+
+        Seeds in [0, 2**63). Raises UserError if the pixels are not finite.
+        """
+        if len(texts) != len(seeds):
+            raise ValueError(f"{len(texts)} texts but {len(seeds)} seeds")
+        size = self.spec.output_size
+        if not texts:
+            return GeneratedImages(np.zeros((0, size, size, 3), np.uint8),
+                                   np.zeros(0, bool), np.zeros(0, bool))
+        distinct = list(dict.fromkeys(texts))
+        place = {text: i for i, text in enumerate(distinct)}
+        truncated = self._truncated(distinct)
+        with torch.inference_mode():
+            encoded = self._encode(distinct)
+            parts = self._batches.run(len(texts), lambda rows: self._draw(
+                [place[text] for text in texts[rows]], distinct, encoded, seeds[rows]))
+        pixels = np.concatenate([part[0] for part in parts])
+        flagged = np.concatenate([part[1] for part in parts])
+        return GeneratedImages(pixels, flagged, truncated[[place[text] for text in texts]])
+
+    def _encode(self, texts: list[str]) -> dict[str, torch.Tensor] | None:
+        """Encode distinct texts; None for a pipeline whose encoder output is not known here."""
+        if self._parts is None:
+            return None
+        if self._guided and self._empty is None:
+            negative = self._encode_prompt([""], guided=True)
+            self._empty = {name[1:]: part for name, part in zip(self._parts, negative, strict=False)
+                           if name is not None and name.startswith("-") and part is not None}
+        batches = self._batches.run(len(texts), lambda rows: self._encode_prompt(
+            texts[rows], guided=False))
+        return {name: torch.cat([batch[i] for batch in batches])
+                for i, name in enumerate(self._parts)
+                if name is not None and not name.startswith("-") and batches[0][i] is not None}
+
+    @property
+    def _guided(self) -> bool:
+        """Whether classifier-free guidance runs an unconditional pass."""
+        return self.spec.guidance > 1 and "negative_prompt_embeds" in self._accepted
+
+    def _encode_prompt(self, texts: list[str], guided: bool) -> tuple[Any, ...]:
+        """The pipeline's own text encoding, called with the arguments that this class takes."""
+        accepted = inspect.signature(self.pipeline.encode_prompt).parameters
+        arguments = {"prompt": texts, "prompt_2": None, "prompt_3": None, "device": self.device,
+                     "num_images_per_prompt": 1, "do_classifier_free_guidance": guided}
+        return self.pipeline.encode_prompt(
+            **{name: value for name, value in arguments.items() if name in accepted})
+
+    def _draw(self, rows: list[int], texts: list[str], encoded: dict[str, torch.Tensor] | None,
+              seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Draw one batch: uint8 pixels (b, H, W, 3) and safety flags (b,)."""
+        spec = self.spec
+        arguments: dict[str, Any] = {
+            "num_inference_steps": spec.steps, "guidance_scale": spec.guidance,
+            "height": spec.size, "width": spec.size, "output_type": "pt",
+            "generator": [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]}
+        if encoded is None:
+            arguments["prompt"] = [texts[row] for row in rows]
+        else:
+            index = torch.tensor(rows, device=self.device)
+            arguments |= {name: part[index] for name, part in encoded.items()}
+            arguments |= {name: part.expand(len(rows), *part.shape[1:])
+                          for name, part in (self._empty or {}).items() if self._guided}
+        output = self.pipeline(**{k: v for k, v in arguments.items() if k in self._accepted})
+        flags = getattr(output, "nsfw_content_detected", None)
+        flagged = np.array(flags if flags is not None else [False] * len(rows), dtype=bool)
+        return self._to_uint8(output.images), flagged
+
+    def _to_uint8(self, images: torch.Tensor) -> np.ndarray:
+        """Resize to the output size and round: float (b, 3, h, w) in [0, 1] -> uint8 (b, H, W, 3)."""
+        images = images.float()
+        size = self.spec.output_size
+        if tuple(images.shape[-2:]) != (size, size):
+            images = torch.nn.functional.interpolate(
+                images, size=(size, size), mode="bicubic", antialias=True)
+        finite = torch.isfinite(images).all()
+        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        if not bool(finite):
+            raise UserError(f"generator {self.spec.id} gave non-finite pixels in {self.dtype}: "
+                            "set dtype = \"bfloat16\" or \"float32\" in the preset")
+        return pixels.cpu().numpy()
+
+    def _truncated(self, texts: list[str]) -> np.ndarray:
+        """Which texts are longer than every text encoder of the pipeline reads; logged."""
+        fits = np.zeros(len(texts), dtype=bool)
+        known = False
+        for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+            tokenizer = getattr(self.pipeline, name, None)
+            if tokenizer is not None:
+                known = True
+                limit = self._limit(name, tokenizer)
+                lengths = [len(ids) for ids in tokenizer(texts, truncation=False).input_ids]
+                fits |= np.array(lengths) <= limit
+        cut = ~fits if known else np.zeros(len(texts), dtype=bool)
+        for text, is_cut in zip(texts, cut, strict=True):
+            if is_cut:
+                log.warning("prompt longer than the text encoder reads, cut: %.80s ...", text)
+        return cut
+
+    def _limit(self, name: str, tokenizer: Any) -> int:
+        """How many tokens a text encoder of the pipeline reads."""
+        default = inspect.signature(self.pipeline.__call__).parameters.get("max_sequence_length")
+        encoder = getattr(self.pipeline, name.replace("tokenizer", "text_encoder"), None)
+        is_t5 = encoder is not None and "t5" in type(encoder).__name__.lower()
+        if is_t5 and default is not None and isinstance(default.default, int):
+            return default.default
+        return int(tokenizer.model_max_length)
+
+
+def _fuse_lora(pipeline: Any, spec: GeneratorSpec) -> None:
+    """Fold a LoRA (such as LCM-LoRA) into the pipeline's weights."""
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError("a preset with a lora needs the package peft: pip install peft") from error
+    log.debug("peft %s", peft.__version__)
+    folder = model_folder(str(spec.lora), None, ("*.safetensors", "*.json"))
+    pipeline.load_lora_weights(str(folder))
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()

@@ -1,0 +1,276 @@
+"""From a preset's model id to a folder of safetensors, a device, a number type and a batch size.
+
+Weights come from a local folder or from the hub's cache; what is not cached is fetched unless
+``HF_HUB_OFFLINE`` is set. Only safetensors are read and no code of a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from lib.errors import UserError
+from lib.presets import REPO_ROOT
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LOCK_FILE = REPO_ROOT / "data" / "models" / "hub.lock.json"
+HINT = "--preset mini needs no download"
+
+# Download sizes in GB: published parameter counts times four bytes (a fetch tells the true size).
+APPROXIMATE_GB = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": 5.5,
+    "CompVis/stable-diffusion-v1-4": 5.5,
+    "stabilityai/sdxl-turbo": 13.9,
+    "openai/clip-vit-large-patch14": 1.7,
+    "openai/clip-vit-base-patch32": 0.6,
+    "Salesforce/blip-image-captioning-large": 1.9,
+    "Salesforce/blip-image-captioning-base": 1.0,
+    "data/models/hub/blip-large-coco": 1.9,
+}
+
+# Weights in the layouts of the two libraries, and everything small; no pickles, no half-precision
+# doubles, no single-file originals beside a pipeline's folders.
+TRANSFORMERS_FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
+PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/model.safetensors",
+                  "*/model-*-of-*.safetensors", "*/diffusion_pytorch_model.safetensors",
+                  "*/diffusion_pytorch_model-*-of-*.safetensors")
+
+
+def is_local(model_id: str) -> bool:
+    """Whether an id means a folder (rather than ``owner/name`` on the hub)."""
+    if Path(model_id).is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") != 1:
+        return True
+    return (REPO_ROOT / model_id).is_dir() or Path(model_id).is_dir()
+
+
+def model_folder(model_id: str, revision: str | None = None,
+                 patterns: Sequence[str] = TRANSFORMERS_FILES,
+                 skipped: Sequence[str] = ()) -> Path:
+    """Return the folder that holds a model, fetching it from the hub if that is allowed.
+
+    A relative folder is looked up from the repository's root, then from the working directory.
+    Raises UserError in one line if the weights are missing or no safetensors.
+    """
+    if is_local(model_id):
+        folder = _local_folder(model_id)
+    else:
+        folder = _hub_folder(model_id, revision or locked_revision(model_id), patterns, skipped)
+    if not any(folder.rglob("*.safetensors")):
+        if any(folder.rglob("*.bin")) or any(folder.rglob("*.pth")):
+            raise UserError(f"model {model_id} has only pickled weights in {folder}: convert them "
+                            f"to safetensors first, or choose another model ({HINT})")
+        raise UserError(f"model {model_id} has no *.safetensors in {folder}: fetch it again with "
+                        f"run_all.sh --fetch ({HINT})")
+    return folder
+
+
+def _local_folder(model_id: str) -> Path:
+    """Find a local model folder."""
+    path = Path(model_id).expanduser()
+    for folder in (REPO_ROOT / path, Path.cwd() / path):
+        if folder.is_dir():
+            return folder
+    if model_id.startswith("data/models/mini"):
+        remedy = (f"it belongs to the repository: restore it with git checkout -- {model_id}, "
+                  "or train it with python -m lib.picturebook.train")
+    elif model_id.startswith("data/models/hub"):
+        remedy = f"make it with run_all.sh --fetch{_size(model_id)}; {HINT}"
+    else:
+        remedy = f"check the id in the preset; {HINT}"
+    raise UserError(f"model folder {model_id} is missing: {remedy}")
+
+
+def _hub_folder(model_id: str, revision: str | None, patterns: Sequence[str],
+                skipped: Sequence[str]) -> Path:
+    """Return the cached snapshot of a hub model, downloading what is missing unless offline."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    arguments = {"repo_id": model_id, "revision": revision, "allow_patterns": list(patterns),
+                 "ignore_patterns": list(skipped) or None}
+    try:
+        folder = Path(snapshot_download(**arguments, local_files_only=True))
+        # A snapshot may be cached in part: a configuration alone is no model.
+        if any(folder.rglob("*.safetensors")) or _offline():
+            return folder
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        log.debug("%s is not cached", model_id)
+    if not _offline():
+        log.warning("fetching %s from the hub%s", model_id, _size(model_id))
+        try:
+            return Path(snapshot_download(**arguments))
+        except Exception as error:  # the hub client raises many kinds; all mean: not fetched
+            raise UserError(_missing(model_id, _first_line(error))) from error
+    raise UserError(_missing(model_id, "it is not cached and HF_HUB_OFFLINE is set"))
+
+
+def _missing(model_id: str, reason: str) -> str:
+    """The one line for a hub model that cannot be had."""
+    return (f"model {model_id} is missing{_size(model_id)}: {reason}; fetch it ahead with "
+            f"run_all.sh --fetch on a connected machine, or give a local folder as its id; {HINT}")
+
+
+def _size(model_id: str) -> str:
+    """The download size in words, if it is known."""
+    size = APPROXIMATE_GB.get(model_id)
+    return "" if size is None else f" (about {size} GB)"
+
+
+def _offline() -> bool:
+    """Whether the hub client was told to stay offline."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE) or os.environ.get("HF_HUB_OFFLINE", "0").upper() in (
+        "1", "TRUE", "YES", "ON")
+
+
+def locked_revision(model_id: str) -> str | None:
+    """The revision that ``--fetch`` resolved and locked for a hub id, or None."""
+    if not LOCK_FILE.is_file():
+        return None
+    try:
+        return json.loads(LOCK_FILE.read_text(encoding="utf-8")).get(model_id)
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise UserError(f"lock file {LOCK_FILE} is damaged: delete it and run --fetch") from error
+
+
+def used_revision(folder: Path) -> str | None:
+    """The commit of a hub snapshot folder (``.../snapshots/<commit>``); None for other folders."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+# --- loading ------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def loading(model_id: str) -> Iterator[None]:
+    """Turn whatever goes wrong while weights load into one UserError; hide progress bars."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    transformers_bar = transformers_logging.is_progress_bar_enabled()
+    diffusers_bar = diffusers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # loaders raise OSError, KeyError, RuntimeError, SafetensorError...
+        raise UserError(f"model {model_id} cannot be loaded ({type(error).__name__}: "
+                        f"{_first_line(error)}): check its files and the preset's adapter") from error
+    finally:
+        if transformers_bar:
+            transformers_logging.enable_progress_bar()
+        if diffusers_bar:
+            diffusers_logging.enable_progress_bar()
+
+
+def load_transformer(model_class: Any, folder: Path, model_id: str, dtype: torch.dtype,
+                     device: torch.device, attention: str = "auto",
+                     model_types: Sequence[str] = ()) -> Any:
+    """Load a transformers model for inference; refuse other architectures and missing weights.
+
+    ``model_types``: accepted ``config.model_type`` values (empty: any).
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = config.get("model_type")
+    if model_types and found not in model_types:
+        raise UserError(f"model {model_id} is of type {found!r}, its adapter needs "
+                        f"{' or '.join(model_types)}: change the adapter or the id in the preset")
+    extra = {} if attention == "auto" else {"attn_implementation": attention}
+    model, info = model_class.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True,
+        trust_remote_code=False, output_loading_info=True, **extra)
+    if info["missing_keys"]:
+        example = sorted(info["missing_keys"])[0]
+        raise UserError(f"model {model_id} lacks {len(info['missing_keys'])} weights of "
+                        f"{model_class.__name__} (such as {example}): wrong or damaged checkpoint")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's message, shortened."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else "no message"
+
+
+# --- hardware -----------------------------------------------------------------------------------
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for, else that of $LOOP_DEVICE, else CUDA, Apple MPS or the CPU."""
+    device = device or os.environ.get("LOOP_DEVICE") or None
+    if device is not None:
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise UserError(f"device {device!r} is unknown: use cuda, mps or cpu") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(name: str, device: torch.device, half_on_gpu: bool) -> torch.dtype:
+    """The number type asked for; "auto": float32, or half precision on a GPU if that is wished.
+
+    bfloat16 is preferred to float16 where the GPU has it: it cannot overflow.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda" and half_on_gpu:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    return torch.float16 if device.type == "mps" and half_on_gpu else torch.float32
+
+
+class Batches:
+    """Runs work in batches and halves them, for good, when the device runs out of memory."""
+
+    def __init__(self, size: int, what: str) -> None:
+        self.size = size
+        self._what = what
+
+    def run(self, n: int, work: Callable[[slice], T]) -> list[T]:
+        """Call ``work(slice)`` over ``range(n)`` in order; return the results, one a batch."""
+        results: list[T] = []
+        start = 0
+        while start < n:
+            rows = slice(start, min(start + self.size, n))
+            failure = None
+            try:
+                results.append(work(rows))
+            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = _first_line(error)  # keep no reference: a traceback holds the tensors
+            if failure is None:
+                start = rows.stop
+            else:
+                self._halve(rows.stop - rows.start, failure)
+        return results
+
+    def _halve(self, tried: int, failure: str) -> None:
+        """Halve the batch size after a failure at ``tried`` rows, and say so."""
+        if tried <= 1:
+            raise UserError(f"{self._what}: out of memory even with one row ({failure}): use a "
+                            "smaller model, size or dtype, or another device")
+        self.size = tried // 2
+        log.warning("%s: out of memory with %d rows, going on with %d", self._what, tried, self.size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch means that memory ran out (each device words it differently)."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text

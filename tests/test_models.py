@@ -1,0 +1,295 @@
+"""The bundles of the paper's three families, on tiny random checkpoints of the same architectures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
+
+from lib.errors import UserError
+from lib.models import describe, load_captioner, load_encoder, load_generator
+from lib.presets import CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec
+from lib.weights import Batches, is_local, pick_device, pick_dtype
+
+NUCLEUS = Decoding("nucleus", p=0.9, max_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {"blip": build_blip(root / "blip"), "clip": build_clip(root / "clip"),
+            "sd": build_stable_diffusion(root / "sd")}
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(5)]
+
+
+@pytest.fixture(scope="module")
+def captioner(folders):
+    return load_captioner(CaptionerSpec(str(folders["blip"]), sender=NUCLEUS, batch_size=4), "cpu")
+
+
+@pytest.fixture(scope="module")
+def generator(folders):
+    return load_generator(GeneratorSpec(
+        str(folders["sd"]), steps=3, guidance=4.0, size=32, output_size=32, batch_size=3,
+        scheduler="DPMSolverMultistepScheduler"), "cpu")
+
+
+def seeds_for(n_images, k):
+    return [[1000 * i + j for j in range(k)] for i in range(n_images)]
+
+
+# --- captioner ----------------------------------------------------------------------------------
+
+def test_captions_do_not_depend_on_batch_or_order(folders, captioner, images):
+    seeds = seeds_for(5, 3)
+    captions = captioner.caption(images, seeds)
+    other = load_captioner(dataclasses.replace(captioner.spec, batch_size=1), "cpu")
+    backwards = other.caption(images[::-1], seeds[::-1])[::-1]
+    for row, other_row in zip(captions, backwards, strict=True):
+        assert [c.text for c in row] == [c.text for c in other_row]
+        assert [c.n_tokens for c in row] == [c.n_tokens for c in other_row]
+        assert np.allclose([c.logprob for c in row], [c.logprob for c in other_row], atol=1e-4)
+    alone = captioner.caption(images[2:3], [seeds[2][1:2]])
+    assert alone[0][0].text == captions[2][1].text
+    assert len({c.text for row in captions for c in row}) > 5
+    assert all(c.n_tokens <= 8 for row in captions for c in row)
+
+
+def test_uneven_numbers_of_seeds(captioner, images):
+    captions = captioner.caption(images[:3], [[1, 2], [], [3]])
+    assert [len(row) for row in captions] == [2, 0, 1]
+
+
+def test_logprob_is_that_of_a_teacher_forced_pass(captioner, images):
+    caption = captioner.caption(images[:1], [[7]])[0][0]
+    tokenizer, model = captioner.processor.tokenizer, captioner.model
+    words = tokenizer(caption.text, add_special_tokens=False).input_ids
+    # Random weights may draw special tokens, which the text leaves out: then counts differ.
+    if len(words) != caption.n_tokens:
+        pytest.skip("the random model drew a special token")
+    ended = caption.n_tokens < NUCLEUS.max_tokens
+    ids = torch.tensor([[5, *words, *([3] if ended else [])]])
+    pixels = captioner.processor.image_processor(images[:1], return_tensors="pt").pixel_values
+    logits = model(pixel_values=pixels, input_ids=ids).logits
+    logprobs = torch.log_softmax(logits[0, :-1], -1).gather(1, ids[0, 1:, None]).sum()
+    assert caption.logprob == pytest.approx(logprobs.item(), abs=1e-3)
+
+
+def test_greedy_is_the_models_own_greedy(captioner, images):
+    rows = captioner.caption(images[:2], [[1, 2], [3]], Decoding("greedy", max_tokens=8))
+    assert rows[0][0] == rows[0][1] and len(rows[1]) == 1
+    pixels = captioner.processor.image_processor(images[:2], return_tensors="pt").pixel_values
+    ids = captioner.model.generate(pixel_values=pixels, max_new_tokens=8, do_sample=False)
+    texts = captioner.processor.batch_decode(ids, skip_special_tokens=True)
+    assert [row[0].text for row in rows] == [" ".join(text.split()) for text in texts]
+
+
+def test_beam_beats_greedy_and_obeys_limits(captioner, images):
+    beam = captioner.caption(images, [[0]] * 5, Decoding("beam", beams=4, max_tokens=6))
+    greedy = captioner.caption(images, [[0]] * 5, Decoding("greedy", max_tokens=6))
+    mean = [np.mean([row[0].logprob / (row[0].n_tokens + 1) for row in rows])
+            for rows in (beam, greedy)]
+    assert mean[0] >= mean[1] - 0.05
+    assert all(row[0].n_tokens <= 6 for row in beam)
+
+
+def test_lengths_prompt_and_top_k(captioner, images):
+    decoding = Decoding("top_k", k=5, min_tokens=4, max_tokens=6, repetition_penalty=1.3,
+                        prompt="a picture of")
+    captions = captioner.caption(images[:2], seeds_for(2, 4), decoding)
+    assert all(4 <= c.n_tokens <= 6 for row in captions for c in row)
+    assert not any(c.text.startswith("a picture of") for row in captions for c in row)
+    assert captions != captioner.caption(images[:2], seeds_for(2, 4),
+                                         dataclasses.replace(decoding, prompt=""))
+
+
+def test_image_encoder_runs_once_an_image(captioner, images):
+    seen = []
+    handle = captioner.model.vision_model.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.last_hidden_state.shape[0]))
+    captioner.caption(images, seeds_for(5, 6))
+    handle.remove()
+    assert sum(seen) == 5
+
+
+# --- generator ----------------------------------------------------------------------------------
+
+def test_images_do_not_depend_on_batch_or_order(generator):
+    texts = ["a red owl", "a cat", "a red owl", "a boat", "a cat"]
+    made = generator.generate(texts, [1, 2, 3, 4, 2])
+    assert made.pixels.shape == (5, 32, 32, 3) and made.pixels.dtype == np.uint8
+    assert not made.flagged.any() and not made.truncated.any()
+    backwards = generator.generate(texts[::-1], [2, 4, 3, 2, 1]).pixels[::-1]
+    single = np.concatenate([generator.generate([t], [s]).pixels
+                             for t, s in zip(texts, [1, 2, 3, 4, 2], strict=True)])
+    for other in (backwards, single):
+        assert np.abs(made.pixels.astype(int) - other.astype(int)).max() <= 1
+    assert np.abs(made.pixels[1].astype(int) - made.pixels[4].astype(int)).max() <= 1
+    assert (made.pixels[0] != made.pixels[2]).any()  # another seed
+    assert (generator.generate(["a cat"], [1]).pixels[0] != made.pixels[0]).any()  # another text
+
+
+def test_generator_equals_a_plain_pipeline_call(generator):
+    made = generator.generate(["a red owl"], [11]).pixels[0]
+    plain = generator.pipeline("a red owl", num_inference_steps=3, guidance_scale=4.0, height=32,
+                               width=32, generator=torch.Generator("cpu").manual_seed(11))
+    assert np.abs(made.astype(int) - np.asarray(plain.images[0]).astype(int)).max() <= 1
+    assert generator.pipeline.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_each_distinct_text_is_encoded_once(folders):
+    generator = load_generator(GeneratorSpec(str(folders["sd"]), steps=1, guidance=4.0, size=32,
+                                             output_size=32, batch_size=2), "cpu")
+    rows = []
+    generator.pipeline.text_encoder.register_forward_hook(
+        lambda module, inputs, output: rows.append(output[0].shape[0]))
+    generator.generate(["a", "b", "a", "a", "b"], range(5))
+    assert sum(rows) == 2 + 2  # two texts; the empty prompt on both sides, once a bundle
+    generator.generate(["a"], [0])
+    assert sum(rows) == 2 + 2 + 1
+
+
+def test_long_prompts_are_flagged_and_logged(generator, caplog):
+    with caplog.at_level(logging.WARNING):
+        made = generator.generate(["a cat", "a red cat on the big big sea"], [0, 1])
+    assert made.truncated.tolist() == [False, True]
+    assert "cut" in caplog.text
+
+
+def test_resize_and_no_texts(folders):
+    generator = load_generator(GeneratorSpec(str(folders["sd"]), steps=1, guidance=0.0, size=32,
+                                             output_size=20), "cpu")
+    assert generator.generate(["a cat"], [0]).pixels.shape == (1, 20, 20, 3)
+    assert generator.generate([], []).pixels.shape == (0, 20, 20, 3)
+
+
+def test_non_finite_pixels_are_an_error(folders):
+    generator = load_generator(GeneratorSpec(str(folders["sd"]), steps=1, guidance=0.0, size=32,
+                                             output_size=32), "cpu")
+    generator.pipeline.vae.post_quant_conv.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="non-finite"):
+        generator.generate(["a cat"], [0])
+
+
+# --- encoder ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("projected", "width"), [(True, 24), (False, 32)])
+def test_embeddings(folders, images, projected, width):
+    encoder = load_encoder(EncoderSpec(str(folders["clip"]), projected=projected, batch_size=2),
+                           "cpu")
+    pictures = encoder.embed_images(images)
+    assert pictures.shape == (5, width) and pictures.dtype == np.float32
+    arrays = encoder.embed_images([np.asarray(image) for image in images[::-1]])[::-1]
+    assert np.allclose(pictures, arrays, atol=1e-5)
+    texts = encoder.embed_texts(["a cat", "an owl on the beach", "a cat"])
+    assert texts.shape == (3, width) and np.array_equal(texts[0], texts[2])
+    assert np.allclose(encoder.embed_texts(["a cat"])[0], texts[0], atol=1e-5)
+    assert encoder.embed_texts([]).shape[0] == 0
+
+
+# --- hardware, weights, errors --------------------------------------------------------------------
+
+def test_out_of_memory_halves_and_goes_on(caplog):
+    tried = []
+
+    def work(rows):
+        tried.append(rows.stop - rows.start)
+        if rows.stop - rows.start > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return list(range(rows.start, rows.stop))
+
+    batches = Batches(8, "captioner x")
+    with caplog.at_level(logging.WARNING):
+        assert sum(batches.run(10, work), []) == list(range(10))
+    assert tried[:3] == [8, 4, 2] and batches.size == 2 and "going on with 4" in caplog.text
+    with pytest.raises(UserError, match="one row"):
+        Batches(1, "x").run(1, lambda rows: (_ for _ in ()).throw(MemoryError("out of memory")))
+    with pytest.raises(RuntimeError, match="shapes"):
+        Batches(2, "x").run(1, lambda rows: (_ for _ in ()).throw(RuntimeError("shapes")))
+
+
+def test_device_and_dtype():
+    assert pick_device("cpu").type == "cpu"
+    assert pick_dtype("auto", torch.device("cpu"), True) is torch.float32
+    assert pick_dtype("auto", torch.device("mps"), True) is torch.float16
+    assert pick_dtype("bfloat16", torch.device("cpu"), False) is torch.bfloat16
+    with pytest.raises(UserError, match="abacus"):
+        pick_device("abacus")
+
+
+def test_local_or_hub():
+    assert is_local("data/models/mini/captioner") and is_local("/x/y") and is_local("./x")
+    assert not is_local("openai/clip-vit-large-patch14")
+
+
+def test_missing_weights_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for loader, spec in [
+        (load_captioner, CaptionerSpec("data/models/hub/no-such-captioner")),
+        (load_generator, GeneratorSpec("data/models/mini/no-such-generator")),
+        (load_encoder, EncoderSpec("nobody/no-such-encoder")),
+        (load_encoder, EncoderSpec(str(tmp_path / "gone"))),
+    ]:
+        with pytest.raises(UserError) as caught:
+            loader(spec, "cpu")
+        assert "no-such" in str(caught.value) or "gone" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_wrong_damaged_or_pickled_checkpoints(folders, tmp_path):
+    with pytest.raises(UserError, match="'clip'"):
+        load_captioner(CaptionerSpec(str(folders["clip"])), "cpu")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_generator(GeneratorSpec(str(folders["clip"])), "cpu")
+    with pytest.raises(UserError, match="unknown encoder adapter"):
+        load_encoder(EncoderSpec(str(folders["clip"]), adapter="clap"), "cpu")
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in folders["clip"].iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    (damaged / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    with pytest.raises(UserError, match="damaged"):
+        load_encoder(EncoderSpec(str(damaged)), "cpu")
+    (damaged / "model.safetensors").rename(damaged / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pickled"):
+        load_encoder(EncoderSpec(str(damaged)), "cpu")
+
+
+def test_checkpoint_that_lacks_weights_is_refused(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for file in folders["clip"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(folders["clip"] / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="lacks 1 weights"):
+        load_encoder(EncoderSpec(str(tmp_path)), "cpu")
+
+
+def test_own_adapter_and_description(folders):
+    spec = EncoderSpec(str(folders["clip"]), adapter="lib.encoders:Clip")
+    record = describe(load_encoder(spec, "cpu"))
+    assert record["device"] == "cpu" and record["dtype"] == "float32"
+    assert json.dumps(record)
+
+
+def test_missing_safety_checker_is_told(folders):
+    with pytest.raises(UserError, match="safety_checker = false"):
+        load_generator(GeneratorSpec(str(folders["sd"]), safety_checker=True), "cpu")
+
+
+def test_unknown_scheduler_is_told(folders):
+    with pytest.raises(UserError, match="unknown scheduler"):
+        load_generator(GeneratorSpec(str(folders["sd"]), scheduler="Sundial"), "cpu")
