@@ -2,6 +2,7 @@
 # Plays the game and draws every figure; sets up the environment first where that is needed.
 # `./run_all.sh --help` lists the flags.
 set -euo pipefail
+export COMPENDIUM_CALLER=$PWD  # relative paths in flags are meant from here
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./.setup.sh
 

@@ -78,7 +78,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="any other parameter of the chosen notebooks; may be repeated")
     parser.add_argument("--force", action="store_true",
                         help="run every notebook, also those that are up to date")
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    if flags.preset.endswith(".toml"):
+        flags.preset = from_caller(flags.preset)
+    kind, colon, place = flags.dataset.partition(":")
+    if place:
+        flags.dataset = kind + colon + from_caller(place)
+    return flags
+
+
+def check_dataset(name: str) -> None:
+    """Raise UserError for a dataset that no notebook could load, before one is started."""
+    from lib.datasets import LAYOUTS, NAMES
+    kind, colon, place = name.partition(":")
+    own = kind in ("folder", "texts") and colon and place
+    if name not in ("all", *LAYOUTS) and not own:
+        raise UserError(f"unknown dataset {name!r}: choose all or one of {', '.join(NAMES)}")
+
+
+def from_caller(text: str) -> str:
+    """A path that the user gave, seen from where ./run_all.sh was called (it changes folder)."""
+    caller = os.environ.get("COMPENDIUM_CALLER")
+    return text if caller in (None, str(REPO_ROOT)) else str(Path(caller) / Path(text).expanduser())
 
 
 def notebook_parameters(flags: argparse.Namespace, preset: Preset) -> dict[str, Any]:
@@ -217,6 +238,7 @@ def duration(seconds: float) -> str:
 def run_all(flags: argparse.Namespace, folder: Path = notebooks.NOTEBOOKS) -> None:
     """Run what the flags ask for; raises UserError or NotebookFailure at the first that fails."""
     preset = get_preset(flags.preset)
+    check_dataset(flags.dataset)
     chosen = notebooks.select(notebooks.read_manifest(folder), flags.only)
     common, extras = notebook_parameters(flags, preset), extra_parameters(flags.param, chosen)
     parameters = {path: {**common, **extras[path]} for path in chosen}

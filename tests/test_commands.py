@@ -169,6 +169,8 @@ def test_help_needs_nothing_installed():
     (["--n", "ten"], "'ten'"),
     (["--preset", "papr"], "unknown preset 'papr'"),
     (["--preset", "mine.toml"], "mine.toml does not exist"),
+    (["--dataset", "koko"], "unknown dataset 'koko'"),
+    (["--dataset", "folder:"], "unknown dataset 'folder:'"),
     (["--only", "99"], "'99'"),
     (["--param", "SPEED=1"], "SPEED=1"),
     (["--verbose"], "--verbose"),
@@ -178,3 +180,8 @@ def test_bad_input_is_one_line_and_exit_2(flags, culprit, active):
     assert answer.returncode == 2 and answer.stdout == ""
     assert answer.stderr.startswith("error: ") and culprit in answer.stderr
     assert len(answer.stderr.strip().splitlines()) == 1
+
+
+def test_paths_in_flags_are_meant_from_where_the_command_is_called(active, tmp_path):
+    answer = call(str(ROOT / "run_all.sh"), "--preset", "mine.toml", env=active, cwd=tmp_path)
+    assert answer.stderr == f"error: preset file {tmp_path / 'mine.toml'} does not exist: check the path\n"
