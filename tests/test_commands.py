@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -37,6 +38,13 @@ def test_pins_stand_once_and_without_cuda():
     assert "==" not in environment.PROJECT_FILE.read_text(encoding="utf-8")
     conda = (ROOT / "environment.yml").read_text(encoding="utf-8")
     assert "==" not in conda and "-r requirements.lock" in conda
+
+
+def test_every_pin_accepts_the_python_of_debian_12():
+    from packaging.specifiers import SpecifierSet
+    for name in environment.read_lock():
+        needed = importlib.metadata.metadata(name)["Requires-Python"]
+        assert needed is None or "3.11.2" in SpecifierSet(needed), name
 
 
 def test_what_keeps_an_environment_from_being_suitable(tmp_path):
