@@ -1,0 +1,214 @@
+"""Who plays the game and what passes between them: models, texts, pictures, and what it cost.
+
+Axes: N texts or pictures of a batch, U distinct pictures among them, d embedding width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from lib.errors import UserError
+from lib.presets import Decoding, Preset
+
+# --- who plays ---------------------------------------------------------------------------------
+
+
+class Captioner(Protocol):
+    """Writes captions: result[i] has one caption for each of seeds[i]."""
+
+    def caption(self, images: Sequence[Any], seeds: Sequence[Sequence[int]],
+                decoding: Decoding) -> list[list[Any]]: ...
+
+
+class Generator(Protocol):
+    """Draws texts: ``pixels`` uint8 (B, H, W, 3), ``flagged`` and ``truncated`` bool (B,)."""
+
+    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Any: ...
+
+
+class Encoder(Protocol):
+    """Embeds pictures and texts, raw float32 (B, d)."""
+
+    def embed_images(self, images: Sequence[Any]) -> np.ndarray: ...
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Models:
+    """The frozen models of one game; ``judge`` is a second, independent encoder."""
+
+    captioner: Captioner
+    generator: Generator
+    encoder: Encoder
+    judge: Encoder | None = None
+
+
+def load_models(preset: Preset) -> Models:
+    """Load a preset's models on the device that the hardware suggests."""
+    from lib import models  # torch is slow to import, and reading rows needs none of it
+
+    return Models(
+        models.load_captioner(preset.captioner),
+        models.load_generator(preset.generator),
+        models.load_encoder(preset.encoder),
+        None if preset.judge is None else models.load_encoder(preset.judge),
+    )
+
+
+def describe_models(models: Models) -> dict[str, Any]:
+    """What was loaded, by part; nothing for players that carry no preset entry (stand-ins)."""
+    bundles = {"captioner": models.captioner, "generator": models.generator,
+               "encoder": models.encoder, "judge": models.judge}
+    known = {name: bundle for name, bundle in bundles.items() if hasattr(bundle, "spec")}
+    if not known:
+        return {}
+    from lib.models import describe as describe_bundle  # torch is loaded by now
+
+    return {name: describe_bundle(bundle) for name, bundle in known.items()}
+
+
+@dataclass
+class Cost:
+    """What a shard took: seconds by stage, model passes by kind. Kept apart from the rows."""
+
+    seconds: Counter[str] = field(default_factory=Counter)
+    passes: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def stage(self, name: str, **passes: int) -> Iterator[None]:
+        """Time a block and count the passes made in it."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start
+        self.passes.update(passes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``cost.json``: seconds to the millisecond."""
+        return {"seconds": {name: round(s, 3) for name, s in sorted(self.seconds.items())},
+                "passes": dict(sorted(self.passes.items()))}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Cost:
+        """Inverse of :meth:`as_dict`; an empty record costs nothing."""
+        return cls(Counter(data.get("seconds", {})), Counter(data.get("passes", {})))
+
+    def add(self, other: Cost) -> None:
+        """Add another shard's cost to this one."""
+        self.seconds.update(other.seconds)
+        self.passes.update(other.passes)
+
+
+# --- what is said: texts and pictures ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Texts:
+    """N texts; ``logprobs`` None where nobody generated them."""
+
+    texts: tuple[str, ...]
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """N pictures, of which U are distinct: picture n is ``pixels[index[n]]``."""
+
+    pixels: Sequence[Image.Image | np.ndarray]
+    index: np.ndarray
+    flagged: np.ndarray
+    truncated: np.ndarray
+
+    @classmethod
+    def given(cls, pictures: Sequence[Image.Image]) -> Pictures:
+        """Pictures that no generator drew."""
+        nothing = np.zeros(len(pictures), dtype=bool)
+        return cls(pictures, np.arange(len(pictures)), nothing, nothing)
+
+
+Content = Texts | Pictures
+
+
+def describe(
+    captioner: Captioner, pictures: Pictures, seeds: Sequence[Sequence[int]], decoding: Decoding,
+    cost: Cost,
+) -> Texts:
+    """Caption picture n once for each of seeds[n]; the captions come flat, in that order."""
+    images = [pictures.pixels[u] for u in pictures.index]
+    asked = sum(len(row) for row in seeds)
+    with cost.stage("caption", images_captioned=len(images), captions=asked):
+        answers = captioner.caption(images, seeds, decoding)
+    flat = [caption for row in answers for caption in row]
+    return Texts(tuple(c.text for c in flat), tuple(float(c.logprob) for c in flat))
+
+
+def depict(generator: Generator, texts: Texts, seeds: Sequence[int], cost: Cost) -> Pictures:
+    """Draw text n from the noise of seeds[n].
+
+    Equal texts with equal noise give equal pictures, so each distinct pair is drawn once: where
+    the noise is the source's (see the design), that is once for each distinct caption.
+    """
+    pairs = list(zip(texts.texts, seeds, strict=True))
+    distinct = {pair: u for u, pair in enumerate(dict.fromkeys(pairs))}
+    with cost.stage("generate", images_asked=len(pairs), images_generated=len(distinct)):
+        drawn = generator.generate([text for text, _ in distinct], [seed for _, seed in distinct])
+    index = np.array([distinct[pair] for pair in pairs])
+    return Pictures(drawn.pixels, index, np.asarray(drawn.flagged, dtype=bool)[index],
+                    np.asarray(drawn.truncated, dtype=bool)[index])
+
+
+class Reader:
+    """An encoder during one shard: it embeds every distinct text and picture once."""
+
+    def __init__(self, encoder: Encoder, name: str, cost: Cost) -> None:
+        self.encoder, self.name, self.cost = encoder, name, cost
+        self._texts: dict[str, np.ndarray] = {}
+        self._pictures: dict[int, tuple[Pictures, np.ndarray]] = {}
+
+    def embed(self, content: Content, labels: Sequence[str]) -> np.ndarray | None:
+        """(N, d) raw embeddings; None if the encoder does not read this kind of content.
+
+        Raises UserError with the label of the first that is zero or not finite. A flagged picture
+        is not checked: nothing is computed from it.
+        """
+        if isinstance(content, Texts):
+            vectors = self._embed_texts(content)
+            used = np.ones(len(content.texts), dtype=bool)
+        else:
+            vectors, used = self._embed_pictures(content), ~content.flagged
+        if vectors is not None:
+            self._check(vectors, used, labels)
+        return vectors
+
+    def _embed_texts(self, content: Texts) -> np.ndarray | None:
+        if not getattr(self.encoder, "reads_texts", True):
+            return None
+        new = [text for text in dict.fromkeys(content.texts) if text not in self._texts]
+        if new:
+            with self.cost.stage("embed", texts_embedded=len(new)):
+                self._texts.update(zip(new, self.encoder.embed_texts(new), strict=True))
+        return np.stack([self._texts[text] for text in content.texts])
+
+    def _embed_pictures(self, content: Pictures) -> np.ndarray | None:
+        if not getattr(self.encoder, "reads_images", True):
+            return None
+        if id(content) not in self._pictures:  # the content is kept, so that its id stays its own
+            with self.cost.stage("embed", images_embedded=len(content.pixels)):
+                self._pictures[id(content)] = content, self.encoder.embed_images(content.pixels)
+        return self._pictures[id(content)][1][content.index]
+
+    def _check(self, vectors: np.ndarray, used: np.ndarray, labels: Sequence[str]) -> None:
+        norms = np.linalg.norm(np.asarray(vectors, dtype=np.float64), axis=-1)
+        bad = np.flatnonzero(used & ~(np.isfinite(norms) & (norms > 0)))
+        if bad.size:
+            problem = "zero" if norms[bad[0]] == 0 else "not finite"
+            raise UserError(f"the {self.name}'s embedding of {labels[bad[0]]} is {problem}: check "
+                            "that item and the model's weights, or use dtype float32")
