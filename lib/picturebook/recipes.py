@@ -1,0 +1,355 @@
+"""What each mini model learns from, its loss, and how it is saved: one recipe a model.
+
+Every batch is drawn afresh from (seed, step), so that training is seeded and resumable and no caption is
+seen twice in the same words. Each model has its own seed, its own draw of scenes and its own writers.
+"""
+
+from __future__ import annotations
+
+import random
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import BlipImageProcessorPil, BlipProcessor, CLIPImageProcessorPil, CLIPProcessor
+
+from lib.picturebook import networks
+from lib.picturebook.annotate import describe_by_pool
+from lib.picturebook.draw import render
+from lib.picturebook.scenes import ACCESSORY_OF, CATEGORIES, COLOURS, HABITATS, OUT_OF_DOMAIN, SETTINGS
+from lib.picturebook.scenes import FAMILIES, FAMILY_OF, Scene, World, sample_scene, split_of
+from lib.picturebook.vocabulary import MAX_TOKENS, bert_tokenizer, clip_tokenizer
+
+CAPTIONER_WORLD = World(rare=OUT_OF_DOMAIN, rarity=0.15)
+GENERATOR_WORLD = World(biased=True)
+SIZE = {"height": networks.SIDE, "width": networks.SIDE}
+
+
+def draw_pixels(scenes: list[Scene]) -> Tensor:
+    """Render scenes: uint8 (B, 64, 64, 3)."""
+    return torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes]))
+
+
+def halved(module: nn.Module) -> nn.Module:
+    """A half-precision copy for the disk."""
+    return deepcopy(module).to("cpu", torch.float16)
+
+
+class Recipe:
+    """One model's training: `loss(batch)` for a batch made by `batch(rng)`; `export` writes the folder."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+    def __init__(self, models: Path, device: str) -> None:
+        self.models, self.device = models, device
+        self.module = self.build().to(device)
+
+    def build(self) -> nn.Module:
+        """The network with fresh weights."""
+        raise TypeError(f"{type(self).__name__} must define build")
+
+    def batch(self, rng: random.Random) -> dict[str, Tensor]:
+        """Draw one batch on the CPU."""
+        raise TypeError(f"{type(self).__name__} must define batch")
+
+    def loss(self, batch: dict[str, Tensor], noise: torch.Generator) -> Tensor:
+        """The training loss of one batch, a scalar."""
+        raise TypeError(f"{type(self).__name__} must define loss")
+
+    def export(self, module: nn.Module) -> None:
+        """Write `module` to the models folder in the Hugging Face layout, half precision."""
+        raise TypeError(f"{type(self).__name__} must define export")
+
+
+class AutoencoderRecipe(Recipe):
+    """Pictures to 8 x 8 latents and back."""
+
+    steps, batch_size, learning_rate, seed = 4000, 32, 2e-3, 11
+
+    def build(self) -> nn.Module:
+        return networks.build_autoencoder().to(memory_format=torch.channels_last)
+
+    def batch(self, rng: random.Random) -> dict[str, Tensor]:
+        return {"pixels": draw_pixels([sample_scene(rng, GENERATOR_WORLD) for _ in range(self.batch_size)])}
+
+    def loss(self, batch: dict[str, Tensor], noise: torch.Generator) -> Tensor:
+        pixels = networks.to_unit(batch["pixels"]).contiguous(memory_format=torch.channels_last)
+        latents = self.module.encoder(pixels)
+        # A fixed posterior width and a pull to zero: the KL term of a VAE with constant variance. It keeps
+        # the latents at unit scale and smooth, so that the denoiser's small errors do not show.
+        noisy = latents + 0.1 * torch.randn(latents.shape, generator=noise).to(latents)
+        decoded = self.module.decoder(noisy).float()
+        error = decoded - pixels
+        down, right = error.diff(dim=2).abs().mean(), error.diff(dim=3).abs().mean()
+        return error.abs().mean() + error.square().mean() + down + right + 1e-3 * latents.float().square().mean()
+
+    def export(self, module: nn.Module) -> None:
+        with torch.no_grad():
+            scenes = [sample_scene(random.Random(i), GENERATOR_WORLD) for i in range(512)]
+            spread = module.encoder(networks.to_unit(draw_pixels(scenes)).to(self.device)).std().item()
+        saved = halved(module)
+        saved.register_to_config(scaling_factor=1.0 / spread)
+        saved.save_pretrained(self.models / "generator" / "vae")
+
+    def sheet(self, module: nn.Module) -> Tensor:
+        """Pictures above their reconstructions: uint8 (2, n, 64, 64, 3)."""
+        scenes = [sample_scene(random.Random(i), split="validation") for i in range(16)]
+        pixels = draw_pixels(scenes)
+        decoded = module.decoder(module.encoder(networks.to_unit(pixels).to(self.device))).cpu()
+        return torch.stack([pixels, to_bytes(decoded)])
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3)."""
+    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class GeneratorRecipe(Recipe):
+    """Denoiser and text encoder, trained together on the latents of the finished autoencoder."""
+
+    steps, batch_size, learning_rate, seed = 2600, 128, 1e-3, 12
+    pictures = 48_000
+
+    def build(self) -> nn.Module:
+        self.tokenizer = clip_tokenizer()
+        self.ids = {word: self.tokenizer(word).input_ids[1] for word in [*self.tokenizer.get_vocab()] if word.endswith("</w>")}
+        self.scheduler = networks.build_scheduler()
+        self.autoencoder = AutoencoderTiny.from_pretrained(self.models / "generator" / "vae", torch_dtype=torch.float32)
+        self.latents: Tensor | None = None
+        unet, text = networks.build_unet(), networks.build_text_encoder(self.tokenizer)
+        return nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text_encoder": text})
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Encode this model's draw of pictures once."""
+        rng = random.Random(f"{self.seed}-pictures")
+        self.scenes = [sample_scene(rng, GENERATOR_WORLD) for _ in range(self.pictures)]
+        autoencoder = self.autoencoder.to(self.device)
+        chunks = [self.scenes[start : start + 64] for start in range(0, self.pictures, 64)]
+        encoded = [autoencoder.encoder(networks.to_unit(draw_pixels(chunk)).to(self.device)).cpu() for chunk in chunks]
+        self.latents = torch.cat(encoded) * autoencoder.config.scaling_factor  # (N, 4, 8, 8)
+
+    def batch(self, rng: random.Random) -> dict[str, Tensor]:
+        if self.latents is None:
+            self.prepare()
+        picks = [rng.randrange(self.pictures) for _ in range(self.batch_size)]
+        texts = ["" if rng.random() < 0.1 else describe_by_pool(self.scenes[i], "generator", rng) for i in picks]
+        tokens = self.tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True)
+        return {"latents": self.latents[picks].clone(), "ids": torch.tensor(tokens.input_ids)}
+
+    def loss(self, batch: dict[str, Tensor], noise: torch.Generator) -> Tensor:
+        latents = batch["latents"]
+        epsilon = torch.randn(latents.shape, generator=noise).to(latents)
+        times = torch.randint(self.scheduler.config.num_train_timesteps, (len(latents),), generator=noise)
+        times = times.to(latents.device)
+        noised = self.scheduler.add_noise(latents, epsilon, times).contiguous(memory_format=torch.channels_last)
+        target = self.scheduler.get_velocity(latents, epsilon, times)
+        context = self.module["text_encoder"](batch["ids"]).last_hidden_state
+        predicted = self.module["unet"](noised, times, context).sample.float()
+        alpha = self.scheduler.alphas_cumprod.to(latents.device)[times]
+        ratio = alpha / (1 - alpha)
+        weight = ratio.clamp(max=5.0) / (ratio + 1)  # min-SNR-5 for v-prediction
+        return (weight * (predicted - target).square().mean(dim=(1, 2, 3))).mean() / weight.mean()
+
+    def pipeline(self, module: nn.Module, half: bool) -> StableDiffusionPipeline:
+        """The three networks as a Stable Diffusion pipeline."""
+        parts = {"vae": self.autoencoder, "unet": module["unet"], "text_encoder": module["text_encoder"]}
+        if half:
+            parts = {name: halved(part) for name, part in parts.items()}
+        return StableDiffusionPipeline(
+            **parts, tokenizer=self.tokenizer, scheduler=self.scheduler, safety_checker=None,
+            feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+
+    def export(self, module: nn.Module) -> None:
+        self.pipeline(module, half=True).save_pretrained(self.models / "generator")
+
+    def sheet(self, module: nn.Module) -> Tensor:
+        """Held-out pictures above what is generated from one caption of each: uint8 (2, n, 64, 64, 3)."""
+        from diffusers import DPMSolverMultistepScheduler
+
+        rng = random.Random(0)
+        scenes = [sample_scene(rng, split="validation") for _ in range(32)]
+        texts = [describe_by_pool(scene, "generator", rng) for scene in scenes]
+        pipeline = self.pipeline(module, half=False)
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config)
+        pipeline.set_progress_bar_config(disable=True)
+        made = pipeline(
+            texts, height=networks.SIDE, width=networks.SIDE, num_inference_steps=12, guidance_scale=4.0,
+            generator=torch.Generator().manual_seed(0), output_type="np",
+        ).images  # fmt: skip
+        return torch.stack([draw_pixels(scenes), torch.from_numpy((made * 255).round().astype(np.uint8))])
+
+
+class CaptionerRecipe(Recipe):
+    """BLIP on its own writers; out-of-domain things are rare in what it sees."""
+
+    steps, batch_size, learning_rate, seed = 5000, 64, 1e-3, 13
+
+    def build(self) -> nn.Module:
+        self.tokenizer = bert_tokenizer()
+        self.images = BlipImageProcessorPil(size=SIZE)
+        return networks.build_captioner(self.tokenizer)
+
+    def batch(self, rng: random.Random) -> dict[str, Tensor]:
+        scenes = [sample_scene(rng, CAPTIONER_WORLD) for _ in range(self.batch_size)]
+        tokens = self.tokenizer(
+            [describe_by_pool(scene, "captioner", rng) for scene in scenes], padding=True, return_tensors="pt"
+        )
+        tokens["input_ids"][:, 0] = self.tokenizer.bos_token_id
+        return {"pixels": draw_pixels(scenes), "ids": tokens["input_ids"], "mask": tokens["attention_mask"]}
+
+    def loss(self, batch: dict[str, Tensor], noise: torch.Generator) -> Tensor:
+        labels = batch["ids"].masked_fill(batch["mask"] == 0, -100)
+        return self.module(
+            pixel_values=normalised(batch["pixels"], self.images), input_ids=batch["ids"],
+            attention_mask=batch["mask"], labels=labels,
+        ).loss  # fmt: skip
+
+    def export(self, module: nn.Module) -> None:
+        halved(module).save_pretrained(self.models / "captioner")
+        BlipProcessor(self.images, self.tokenizer).save_pretrained(self.models / "captioner")
+
+
+def normalised(pixels: Tensor, processor: BlipImageProcessorPil | CLIPImageProcessorPil) -> Tensor:
+    """uint8 (B, 64, 64, 3) -> (B, 3, 64, 64) with the mean and deviation that the processor will use."""
+    mean = torch.tensor(processor.image_mean, device=pixels.device)
+    deviation = torch.tensor(processor.image_std, device=pixels.device)
+    return ((pixels.to(torch.float32) / 255.0 - mean) / deviation).permute(0, 3, 1, 2)
+
+
+class EncoderRecipe(Recipe):
+    """CLIP, contrastive; each batch holds families of near twins, so that details must be told apart."""
+
+    steps, batch_size, learning_rate, seed = 3000, 192, 8e-4, 14
+    width, folder, twins = 128, "encoder", 3
+
+    def build(self) -> nn.Module:
+        self.tokenizer = clip_tokenizer()
+        self.images = CLIPImageProcessorPil(size=SIZE, do_center_crop=False)
+        return networks.build_encoder(self.tokenizer, self.width)
+
+    def batch(self, rng: random.Random) -> dict[str, Tensor]:
+        scenes: list[Scene] = []
+        while len(scenes) < self.batch_size:
+            scene = sample_scene(rng)
+            scenes += [scene, *(altered(scene, rng) for _ in range(self.twins))]
+        texts = [describe_by_pool(scene, "encoder", rng) for scene in scenes]
+        tokens = self.tokenizer(texts, padding="longest", return_tensors="pt")
+        return {"pixels": draw_pixels(scenes), "ids": tokens["input_ids"], "mask": tokens["attention_mask"]}
+
+    def loss(self, batch: dict[str, Tensor], noise: torch.Generator) -> Tensor:
+        output = self.module(
+            input_ids=batch["ids"], attention_mask=batch["mask"], pixel_values=normalised(batch["pixels"], self.images)
+        )
+        target = torch.arange(len(batch["ids"]), device=batch["ids"].device)
+        logits = output.logits_per_text.float()
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    def export(self, module: nn.Module) -> None:
+        halved(module).save_pretrained(self.models / self.folder)
+        CLIPProcessor(self.images, self.tokenizer).save_pretrained(self.models / self.folder)
+
+
+def altered(scene: Scene, rng: random.Random) -> Scene:
+    """A training scene that differs from `scene` in one fact: a colour, a thing, the setting, size or relation."""
+    for _ in range(50):
+        index = rng.randrange(len(scene.entities))
+        entity, change = scene.entities[index], rng.choice(("colour", "colour", "category", "setting", "size", "swap"))
+        twin = scene
+        if change == "colour" and entity.category != "snowman":
+            entity = replace(entity, colour=rng.choice(COLOURS))
+        elif change == "category" and entity.accessory is None:
+            family = FAMILIES[FAMILY_OF[entity.category]] if rng.random() < 0.5 else CATEGORIES
+            options = [name for name in family if scene.setting in HABITATS[name] and name != "snowman"]
+            entity = replace(entity, category=rng.choice(options or [entity.category]))
+        elif change == "setting":
+            twin = replace(scene, setting=rng.choice(SETTINGS))
+        elif change == "size" and len(scene.entities) == 1 and entity.count < 3:
+            entity = replace(entity, size="small" if entity.size == "big" else "big")
+        elif change == "swap" and scene.relation in ("left", "right"):
+            twin = replace(scene, relation="left" if scene.relation == "right" else "right")
+        entities = (*twin.entities[:index], entity, *twin.entities[index + 1 :])
+        twin = replace(twin, entities=entities, layout=rng.randrange(2**31))
+        if twin.content() != scene.content() and split_of(twin) == "train":
+            return twin
+    return sample_scene(rng)
+
+
+class JudgeRecipe(EncoderRecipe):
+    """A second encoder of another width and seed, so that the judge can be changed."""
+
+    steps, learning_rate, seed = 3000, 1e-3, 15
+    width, folder = 96, "judge"
+
+
+class ProbeRecipe(Recipe):
+    """The picture classifier of `evaluate`: half of its pictures pass through the autoencoder."""
+
+    steps, batch_size, learning_rate, seed = 3000, 64, 1e-3, 16
+
+    def build(self) -> nn.Module:
+        self.autoencoder = AutoencoderTiny.from_pretrained(self.models / "generator" / "vae", torch_dtype=torch.float32)
+        self.autoencoder.to(self.device).requires_grad_(False)
+        return networks.Probe()
+
+    def batch(self, rng: random.Random) -> dict[str, Tensor]:
+        scenes = [sample_scene(rng) for _ in range(self.batch_size)]
+        return {"pixels": draw_pixels(scenes), **probe_targets(scenes)}
+
+    def loss(self, batch: dict[str, Tensor], noise: torch.Generator) -> Tensor:
+        pixels = networks.to_unit(batch["pixels"])
+        half = len(pixels) // 2
+        with torch.no_grad():
+            latents = self.autoencoder.encoder(pixels[:half])
+            latents = latents + 0.2 * torch.randn(latents.shape, generator=noise).to(latents)
+            pixels = torch.cat([self.autoencoder.decoder(latents).to(pixels).clamp(-1, 1), pixels[half:]])
+        logits = self.module(pixels)
+        losses = [
+            F.binary_cross_entropy_with_logits(logits["present"].float(), batch["present"]) * 10,
+            F.cross_entropy(logits["colour"].flatten(0, 1).float(), batch["colour"].flatten(), ignore_index=-1),
+            F.cross_entropy(logits["setting"].float(), batch["setting"]),
+            F.binary_cross_entropy_with_logits(logits["accessory"].float(), batch["accessory"], weight=batch["worn_by"]),
+        ]
+        return torch.stack(losses).sum()
+
+    def export(self, module: nn.Module) -> None:
+        folder = self.models / "probe"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(halved(module).state_dict(), folder / "model.safetensors")
+
+
+def probe_targets(scenes: list[Scene]) -> dict[str, Tensor]:
+    """What the probe must tell: presence, colour (-1 where absent), setting, accessory and who could wear it."""
+    wearers = list(ACCESSORY_OF)
+    present = torch.zeros(len(scenes), len(CATEGORIES))
+    colour = torch.full((len(scenes), len(CATEGORIES)), -1)
+    accessory, worn_by = torch.zeros(2, len(scenes), len(wearers))
+    for row, scene in enumerate(scenes):
+        for entity in scene.entities:
+            column = CATEGORIES.index(entity.category)
+            present[row, column], colour[row, column] = 1.0, COLOURS.index(entity.colour)
+            if entity.category in wearers:
+                worn_by[row, wearers.index(entity.category)] = 10.0
+                accessory[row, wearers.index(entity.category)] = float(entity.accessory is not None)
+    setting = torch.tensor([SETTINGS.index(scene.setting) for scene in scenes])
+    return {"present": present, "colour": colour, "setting": setting, "accessory": accessory, "worn_by": worn_by}
+
+
+RECIPES: dict[str, type[Recipe]] = {
+    "autoencoder": AutoencoderRecipe,
+    "generator": GeneratorRecipe,
+    "captioner": CaptionerRecipe,
+    "encoder": EncoderRecipe,
+    "judge": JudgeRecipe,
+    "probe": ProbeRecipe,
+}

@@ -1,0 +1,159 @@
+"""Train the mini models: `python -m lib.picturebook.train autoencoder generator captioner encoder judge probe`.
+
+Resumable (a checkpoint every two minutes), seeded, on CPU or CUDA. The order matters only in that the
+generator and the probe need the finished autoencoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import lib
+from lib.picturebook.networks import count_parameters
+from lib.picturebook.recipes import RECIPES, Recipe
+
+ROOT = Path(lib.__file__).resolve().parent.parent
+MODELS = ROOT / "data" / "models" / "mini"
+SCRATCH = ROOT / "data" / "training"
+
+
+class Average:
+    """Exponentially averaged weights, which sample better than the last ones."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.weights = [weight.detach().clone() for weight in module.parameters()]
+
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move towards the module's weights; the horizon grows to about 1,000 steps."""
+        rate = 1.0 - min(0.999, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.weights, [weight.detach() for weight in module.parameters()], rate)
+
+    def swap(self, module: nn.Module) -> None:
+        """Exchange the module's weights with the averaged ones (call again to undo)."""
+        for mine, weight in zip(self.weights, module.parameters(), strict=True):
+            held = weight.detach().clone()
+            weight.data.copy_(mine)
+            mine.copy_(held)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm up over 200 steps, then a cosine down to 3 percent."""
+    warm = min(1.0, (step + 1) / 200)
+    return peak * warm * (0.03 + 0.97 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))))
+
+
+def write_sheet(pictures: Tensor, path: Path, columns: int = 16, zoom: int = 2) -> None:
+    """Write uint8 (2, n, 64, 64, 3) as rows of originals above rows of results."""
+    pairs, count = pictures.shape[:2]
+    rows = [torch.cat(list(pictures[kind, start : start + columns]), dim=1)
+            for start in range(0, count, columns) for kind in range(pairs)]  # fmt: skip
+    image = Image.fromarray(torch.cat(rows).numpy())
+    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)
+
+
+def save_checkpoint(folder: Path, step: int, seconds: float, recipe: Recipe, optimiser: torch.optim.Optimizer, average: Average) -> None:
+    """Write the whole training state atomically."""
+    state = {
+        "step": step, "seconds": seconds, "module": recipe.module.state_dict(), "optimiser": optimiser.state_dict(),
+        "average": average.weights,
+    }  # fmt: skip
+    torch.save(state, folder / "checkpoint.tmp")
+    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+
+
+def train(name: str, steps: int | None, device: str, models: Path = MODELS, scratch: Path = SCRATCH) -> None:
+    """Train one model to `steps`, from its checkpoint if there is one, and export its averaged weights."""
+    torch.manual_seed(RECIPES[name].seed)
+    recipe = RECIPES[name](models, device)
+    steps = steps or recipe.steps
+    folder = scratch / name
+    folder.mkdir(parents=True, exist_ok=True)
+    optimiser = torch.optim.AdamW(recipe.module.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    average, first, before = Average(recipe.module), 0, 0.0
+    if (folder / "checkpoint.pt").exists():
+        state = torch.load(folder / "checkpoint.pt", map_location=device, weights_only=True)
+        recipe.module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+        average.weights, first, before = state["average"], state["step"], state["seconds"]
+    print(f"{name}: {count_parameters(recipe.module):,} parameters, steps {first} to {steps} of {recipe.batch_size}", flush=True)
+    started = saved = time.monotonic()
+    running: float | None = None
+    for step in range(first, steps):
+        value = train_step(recipe, optimiser, step, steps)
+        average.update(recipe.module, step)
+        running = value if running is None else 0.98 * running + 0.02 * value
+        if not math.isfinite(value):
+            raise SystemExit(f"error: {name}: the loss is not finite at step {step}; lower its learning rate in recipes.py")
+        now = time.monotonic()
+        if (step + 1) % 100 == 0:
+            left = (now - started) / (step + 1 - first) * (steps - step - 1)
+            print(f"{name} {step + 1}/{steps} loss {running:.4f}, {left / 60:.1f} min left", flush=True)
+        if now - saved > 120 or step + 1 == steps:
+            saved = now
+            save_checkpoint(folder, step + 1, before + now - started, recipe, optimiser, average)
+            publish(name, recipe, average, folder, step + 1, before + now - started)
+
+
+def train_step(recipe: Recipe, optimiser: torch.optim.Optimizer, step: int, steps: int) -> float:
+    """One update on the batch that (seed, step) draws; returns its loss."""
+    batch = {key: value.to(recipe.device) for key, value in recipe.batch(random.Random(f"{recipe.seed}-{step}")).items()}
+    noise = torch.Generator().manual_seed(1_000_003 * recipe.seed + step)
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(step, steps, recipe.learning_rate)
+    recipe.module.train()
+    with torch.autocast(recipe.device, dtype=torch.bfloat16):
+        loss = recipe.loss(batch, noise)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(recipe.module.parameters(), 1.0)
+    optimiser.step()
+    return loss.item()
+
+
+def publish(name: str, recipe: Recipe, average: Average, folder: Path, step: int, seconds: float) -> None:
+    """Export the averaged weights with the record of how they were made, and a sample sheet where there is one."""
+    average.swap(recipe.module)
+    recipe.module.eval()
+    with torch.no_grad():
+        recipe.export(recipe.module)
+        if hasattr(recipe, "sheet"):
+            write_sheet(recipe.sheet(recipe.module), folder / f"sheet-{step:06d}.png")
+    average.swap(recipe.module)
+    record = {
+        "command": f"python -m lib.picturebook.train {name} --steps {step}", "seed": recipe.seed, "steps": step,
+        "batch_size": recipe.batch_size, "samples": step * recipe.batch_size, "minutes": round(seconds / 60, 1),
+        "device": recipe.device, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "parameters": count_parameters(recipe.module),
+    }  # fmt: skip
+    log = recipe.models / "training.json"
+    records = json.loads(log.read_text()) if log.exists() else {}
+    log.with_suffix(".tmp").write_text(json.dumps(records | {name: record}, indent=2, sort_keys=True) + "\n")
+    os.replace(log.with_suffix(".tmp"), log)
+
+
+def main() -> None:
+    """Parse the command line and train the named models in turn."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=list(RECIPES), help="models to train, in this order")
+    parser.add_argument("--steps", type=int, help="total steps (default: the recipe's)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    for name in options.models:
+        train(name, options.steps, options.device)
+
+
+if __name__ == "__main__":
+    main()
