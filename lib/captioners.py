@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 # Neutral values for everything that a checkpoint's generation_config might switch on by itself.
 NEUTRAL = {"num_beams": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_length": 0,
            "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 1.0,
-           "early_stopping": False, "max_length": None, "use_cache": True}
+           "early_stopping": False, "max_length": None, "forced_bos_token_id": None,
+           "forced_eos_token_id": None, "use_cache": True}
 
 
 @dataclass(frozen=True)

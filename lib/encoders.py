@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -113,3 +114,72 @@ class Clip(Encoder):
         if self.spec.projected:
             return self.model.get_text_features(**inputs).pooler_output
         return self.model.text_model(**inputs).pooler_output
+
+
+class Siglip(Encoder):
+    """SigLIP (Zhai et al. 2023) and SigLIP 2: CLIP's towers under a sigmoid loss, no projection."""
+
+    model_types = ("siglip", "siglip2")
+
+    def _load(self) -> None:
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+        self.model = self._load_model(AutoModel)
+        self._preprocess = AutoImageProcessor.from_pretrained(
+            self.folder, backend="pil", local_files_only=True, trust_remote_code=False)
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False)
+        self._longest = self.model.config.text_config.max_position_embeddings
+
+    def _images(self, images: list[Image.Image]) -> torch.Tensor:
+        inputs = self._preprocess(images, return_tensors="pt").to(self.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+        return self.model.get_image_features(**inputs).pooler_output
+
+    def _texts(self, texts: list[str]) -> torch.Tensor:
+        # Trained on full-length padding without a mask.
+        tokens = self._tokenizer(texts, padding="max_length", truncation=True,
+                                 max_length=self._longest, return_tensors="pt")
+        return self.model.get_text_features(input_ids=tokens.input_ids.to(self.device)).pooler_output
+
+
+class Dino(Encoder):
+    """DINOv2 (Oquab et al. 2023) and its kin: images only, the normalised class token."""
+
+    model_types = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+
+    def _load(self) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        self.model = self._load_model(AutoModel)
+        self._preprocess = AutoImageProcessor.from_pretrained(
+            self.folder, backend="pil", local_files_only=True, trust_remote_code=False)
+
+    def _images(self, images: list[Image.Image]) -> torch.Tensor:
+        pixels = self._preprocess(images, return_tensors="pt").pixel_values
+        return self.model(pixel_values=pixels.to(self.device, self.dtype)).pooler_output
+
+
+class Sentence(Encoder):
+    """Sentence encoders (Reimers and Gurevych 2019): texts only, pooled as the model's files say."""
+
+    def _load(self) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self.model = self._load_model(AutoModel)
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False)
+        self._longest = min(self._tokenizer.model_max_length,
+                            self.model.config.max_position_embeddings)
+        pooling = self.folder / "1_Pooling" / "config.json"
+        settings = json.loads(pooling.read_text(encoding="utf-8")) if pooling.is_file() else {}
+        self._class_token = bool(settings.get("pooling_mode_cls_token", False))
+
+    def _texts(self, texts: list[str]) -> torch.Tensor:
+        tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=self._longest,
+                                 return_tensors="pt").to(self.device)
+        hidden = self.model(**tokens).last_hidden_state  # (b, L, d)
+        if self._class_token:
+            return hidden[:, 0]
+        mask = tokens.attention_mask[:, :, None].to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1)

@@ -183,6 +183,7 @@ class Generator:
         arguments: dict[str, Any] = {
             "num_inference_steps": spec.steps, "guidance_scale": spec.guidance,
             "height": spec.size, "width": spec.size, "output_type": "pt",
+            "use_resolution_binning": False,  # PixArt: draw the size that was asked for
             "generator": [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]}
         if encoded is None:
             arguments["prompt"] = [texts[row] for row in rows]

@@ -22,9 +22,20 @@ from lib.weights import used_revision
 __all__ = ["Caption", "Captioner", "Encoder", "GeneratedImages", "Generator", "describe",
            "load_captioner", "load_encoder", "load_generator"]
 
-CAPTIONERS = {"blip": "lib.captioners:Blip"}
+CAPTIONERS = {
+    "blip": "lib.captioners:Blip",
+    "blip2": "lib.captioner_families:Blip2",
+    "chat": "lib.captioner_families:Chat",
+    "florence2": "lib.captioner_families:Florence2",
+    "git": "lib.captioner_families:Git",
+}
 GENERATORS = {"diffusers": "lib.generators:Generator"}
-ENCODERS = {"clip": "lib.encoders:Clip"}
+ENCODERS = {
+    "clip": "lib.encoders:Clip",
+    "siglip": "lib.encoders:Siglip",
+    "dino": "lib.encoders:Dino",
+    "sentence": "lib.encoders:Sentence",
+}
 
 
 def load_captioner(spec: CaptionerSpec, device: str | torch.device | None = None) -> Captioner:
