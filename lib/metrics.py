@@ -27,6 +27,9 @@ from lib.scoring import bleu, cider, rouge
 from lib.scoring.clip import clip_score, clipscore, ref_clipscore
 from lib.scoring.corpus import Corpus
 from lib.scoring.java import JavaFailed
+from lib.scoring.spice_graph import f_score, merge
+from lib.scoring.spice_spacy import NoParser
+from lib.scoring.wordnet import load_wordnet
 
 __all__ = [
     "Corpus", "DEFAULT_METRICS", "LABELS", "METRICS", "bleu_from_statistics",
@@ -42,6 +45,11 @@ LABELS: Mapping[str, str] = {
 }
 METRICS: tuple[str, ...] = tuple(LABELS)
 DEFAULT_METRICS = METRICS
+#: What the true scene judges, before the prefix "sem_".
+SEMANTICS = [
+    *(f"{kind}_{part}" for kind in ("object", "colour", "relation", "setting") for part in "prf"),
+    "f",
+]
 BLEU = METRICS[:4]
 
 log = logging.getLogger(__name__)
@@ -266,7 +274,21 @@ def _corpus_meteor(batch: Batch, corpus: Corpus) -> float:
 
 
 def _spice_spacy(batch: Batch, corpus: Corpus) -> dict[str, np.ndarray]:
-    raise Unavailable("SPICE (spaCy) is being written")
+    """SPICE with spaCy's parser: F1 of scene graph tuples, in [0, 1]."""
+    wordnet = load_wordnet()
+    try:
+        scenes = corpus.scenes(batch.groups)
+        graphs = corpus.parse(batch.tokens.values())
+    except NoParser as reason:
+        raise Unavailable(str(reason)) from reason
+    values: dict[int, float] = {}
+    for item, rows in batch.groups.items():
+        known = {
+            caption: f_score(merge([graphs[caption]], wordnet), scenes[item], wordnet)
+            for caption in {batch.tokens[row] for row in rows}
+        }
+        values.update((row, known[batch.tokens[row]]) for row in rows)
+    return {"spice_spacy": batch.column(values)}
 
 
 def _spice(batch: Batch, corpus: Corpus) -> dict[str, np.ndarray]:
@@ -313,10 +335,12 @@ def score_semantics(captions: Sequence[str], scenes: Sequence[dict | None]) -> p
         N rows of the columns ``sem_object_p`` ... ``sem_f`` in [0, 1]; NaN where the scene is
         unknown or a part does not apply.
     """
-    from lib.picturebook.semantics import judge  # only the picture book needs it
+    from lib.picturebook.scenes import Scene  # only the picture book needs these two
+    from lib.picturebook.semantics import judge
 
-    rows = [
-        {} if scene is None or not isinstance(caption, str) else judge(caption, scene)
-        for caption, scene in zip(captions, scenes, strict=True)
-    ]
-    return pd.DataFrame(rows, index=range(len(rows)), dtype=np.float64)
+    rows = []
+    for caption, scene in zip(captions, scenes, strict=True):
+        known = scene is not None and isinstance(caption, str)
+        rows.append(judge(caption, Scene.from_dict(scene)) if known else {})
+    table = pd.DataFrame(rows, index=range(len(rows)), columns=SEMANTICS, dtype=np.float64)
+    return table.add_prefix("sem_")

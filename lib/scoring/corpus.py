@@ -8,16 +8,19 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import lib
 from lib.errors import UserError
+from lib.scoring import spice_spacy
 from lib.scoring.cider import Frequencies
 from lib.scoring.java import Java, JavaFailed, find_java
 from lib.scoring.meteor import Meteor, stop
+from lib.scoring.spice_graph import Fact, Graph, merge
 from lib.scoring.tokens import tokenize
+from lib.scoring.wordnet import load_wordnet
 
 DEFAULT_CACHE = Path(lib.__file__).parent.parent / "data" / "cache"
 FORMAT = 1  # counts up when tokens or the file's layout change
@@ -42,6 +45,8 @@ class Corpus:
         self.tokens = tokens  # caption -> its PTB tokens
         self.cache = cache
         self.meteor_statistics: dict[tuple[str, str], str] = {}  # (item, tokens) -> statistics
+        self.graphs: dict[str, Graph] = {}  # tokens -> scene graph
+        self._scenes: dict[str, list[Fact]] = {}  # item -> the merged graph of its references
         self._borrowed = frequencies
         self._meteor: Meteor | None = None
 
@@ -104,6 +109,34 @@ class Corpus:
         if new:
             self.tokens.update(_tokenized(new, self.java))
         return [self.tokens[caption] for caption in captions]
+
+    def scenes(self, items: Iterable[str]) -> dict[str, list[Fact]]:
+        """The merged scene graph of each item's references; parsed once and cached on disk.
+
+        Raises:
+            NoParser: spaCy or its model is missing.
+        """
+        new = [item for item in dict.fromkeys(items) if item not in self._scenes]
+        wanted = {caption for item in new for caption in self.reference_tokens(item)}
+        if not wanted <= self.graphs.keys():
+            key = content_hash(FORMAT, spice_spacy.fingerprint(), sorted(self.references.items()))
+            path = self.cache / f"graphs-{key}.json.gz"
+            cached = read_cache(path) or {}
+            self.graphs.update((text, spice_spacy.from_json(g)) for text, g in cached.items())
+            if not wanted <= self.graphs.keys():
+                self.parse(wanted)
+                cached.update((text, spice_spacy.to_json(self.graphs[text])) for text in wanted)
+                write_cache(path, cached)
+        for item in new:
+            graphs = [self.graphs[caption] for caption in self.reference_tokens(item)]
+            self._scenes[item] = merge(graphs, load_wordnet())
+        return self._scenes
+
+    def parse(self, tokens: Iterable[str]) -> dict[str, Graph]:
+        """Scene graphs of captions of PTB tokens; each distinct one is parsed once."""
+        new = sorted({caption for caption in tokens if caption not in self.graphs})
+        self.graphs.update(zip(new, spice_spacy.parse(new)))
+        return self.graphs
 
     def meteor(self) -> Meteor:
         """The running METEOR of this corpus; started at the first call, or anew if it died."""
