@@ -129,7 +129,7 @@ class World:
     """How often things occur: one for each model's training pictures, one for each evaluation set.
 
     Args:
-        rare: categories that occur `rarity` times as often as the others.
+        rare: categories that occur `rarity` times as often as the others (above 1: more often).
         biased: whether the categories in `BIASED` always carry their accessory.
     """
 
