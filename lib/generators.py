@@ -189,6 +189,7 @@ class Generator:
             arguments["prompt"] = [texts[row] for row in rows]
         else:
             index = torch.tensor(rows, device=self.device)
+            arguments["negative_prompt"] = None  # PixArt's default "" collides with embeddings
             arguments |= {name: part[index] for name, part in encoded.items()}
             arguments |= {name: part.expand(len(rows), *part.shape[1:])
                           for name, part in (self._empty or {}).items() if self._guided}

@@ -76,9 +76,9 @@ def build_clip(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def tiny_vae(channels: int = 4) -> AutoencoderKL:
+def tiny_vae(**extra) -> AutoencoderKL:
     """A tiny autoencoder that downsamples by two."""
-    return AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=channels,
+    return AutoencoderKL(**extra, block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
                          down_block_types=("DownEncoderBlock2D",) * 2, sample_size=32,
                          up_block_types=("UpDecoderBlock2D",) * 2)
 

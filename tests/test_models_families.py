@@ -1,0 +1,184 @@
+"""Every model family that issue and README name, exercised on a tiny random checkpoint of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests import tiny_families as tiny
+from tests.tiny_models import build_stable_diffusion
+
+from lib.errors import UserError
+from lib.models import load_captioner, load_encoder, load_generator
+from lib.presets import CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    sizes = [(32, 32), (48, 40), (64, 30)]
+    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+
+
+CAPTIONERS = [
+    ("blip2", tiny.build_blip2, "a picture of", lambda m: m.vision_model),
+    ("chat", tiny.build_chat, "a picture of", lambda m: m.model.vision_model),
+    ("chat", lambda f: tiny.build_chat(f, "smolvlm"), "", lambda m: m.model.vision_model),
+    ("florence2", tiny.build_florence2, "", lambda m: m.model.vision_tower),
+    ("git", tiny.build_git, "a picture of", None),
+]
+
+
+@pytest.mark.parametrize(("adapter", "build", "prompt", "tower"), CAPTIONERS,
+                         ids=["blip2", "idefics3", "smolvlm", "florence2", "git"])
+def test_captioner_family(tmp_path, images, adapter, build, prompt, tower):
+    folder = build(tmp_path / "model")
+    sender = Decoding("nucleus", p=0.9, max_tokens=6, prompt=prompt)
+    captioner = load_captioner(CaptionerSpec(str(folder), adapter=adapter, sender=sender,
+                                             batch_size=9), "cpu")
+    encoded = []
+    if tower is not None:
+        tower(captioner.model).register_forward_hook(
+            lambda module, args, kwargs, output: encoded.append(_rows(args, kwargs)),
+            with_kwargs=True)
+    seeds = [[1, 2, 3], [4, 5, 6], [7, 8]]
+    captions = captioner.caption(images, seeds)
+    assert tower is None or sum(encoded) == 3  # each picture once, not once a caption
+    assert [len(row) for row in captions] == [3, 3, 2]
+    flat = [c for row in captions for c in row]
+    assert len({c.text for c in flat}) > 3 and all(c.n_tokens <= 6 and c.logprob < 0 for c in flat)
+    small = load_captioner(CaptionerSpec(str(folder), adapter=adapter, sender=sender,
+                                         batch_size=1), "cpu")
+    again = small.caption(images[::-1], seeds[::-1])[::-1]
+    for row, other in zip(captions, again, strict=True):
+        assert [c.text for c in row] == [c.text for c in other]
+        assert np.allclose([c.logprob for c in row], [c.logprob for c in other], atol=1e-3)
+    for decoding in (Decoding("greedy", max_tokens=5, prompt=prompt),
+                     Decoding("beam", beams=3, max_tokens=5, prompt=prompt)):
+        rows = captioner.caption(images[:2], [[0, 1], [2]], decoding)
+        assert rows[0][0] == rows[0][1] and len(rows[1]) == 1
+        assert rows[0][0].n_tokens <= 5 and rows[0][0].logprob < 0
+
+
+def _rows(args, kwargs) -> int:
+    """How many pictures a vision tower was given."""
+    return (args[0] if args else kwargs["pixel_values"]).shape[0]
+
+
+GENERATORS = [
+    (tiny.build_sdxl, 2, 0.0), (tiny.build_sdxl, 2, 5.0), (tiny.build_lcm, 2, 8.0),
+    (tiny.build_pixart, 2, 4.5), (tiny.build_sd3, 2, 5.0), (tiny.build_flux, 2, 0.0),
+]
+
+
+@pytest.mark.parametrize(("build", "steps", "guidance"), GENERATORS,
+                         ids=["sdxl-turbo", "sdxl", "lcm", "pixart", "sd3", "flux"])
+def test_generator_family(tmp_path, build, steps, guidance):
+    folder = build(tmp_path / "model")
+    spec = GeneratorSpec(str(folder), steps=steps, guidance=guidance, size=32, output_size=32,
+                         batch_size=3)
+    generator = load_generator(spec, "cpu")
+    towers = [getattr(generator.pipeline, name, None)
+              for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    counts = [0] * 3
+    for i, tower in enumerate(towers):
+        if tower is not None:
+            tower.register_forward_hook(_counter(counts, i))
+    texts, seeds = ["a red owl", "a cat", "a red owl", "a boat"], [1, 2, 3, 4]
+    made = generator.generate(texts, seeds).pixels
+    assert made.shape == (4, 32, 32, 3) and made.std() > 1
+    assert max(counts) <= 3 + 2  # distinct texts once, the empty prompt at most twice
+    alone = np.concatenate([generator.generate([t], [s]).pixels
+                            for t, s in zip(texts, seeds, strict=True)])
+    assert np.abs(made.astype(int) - alone.astype(int)).max() <= 2
+    assert (made[0] != made[2]).any()
+    plain = generator.pipeline(
+        "a red owl", num_inference_steps=steps, guidance_scale=guidance, height=32, width=32,
+        generator=_cpu_generator(1), **({"use_resolution_binning": False}
+                                        if build is tiny.build_pixart else {})).images[0]
+    assert np.abs(made[0].astype(int) - np.asarray(plain).astype(int)).max() <= 2
+
+
+def _counter(counts, i):
+    """A hook that counts a text tower's rows."""
+    def hook(module, args, output):
+        counts[i] += output[0].shape[0]
+
+    return hook
+
+
+def _cpu_generator(seed):
+    """A torch generator."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def test_lora_is_fused(tmp_path):
+    peft = pytest.importorskip("peft")
+    import diffusers
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    folder = build_stable_diffusion(tmp_path / "sd")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.unet.add_adapter(peft.LoraConfig(r=2, init_lora_weights="gaussian",
+                                              target_modules=["to_q", "to_v"]))
+    layers = get_peft_model_state_dict(pipeline.unet)
+    layers = {name: value + 0.5 for name, value in layers.items()}
+    diffusers.StableDiffusionPipeline.save_lora_weights(
+        tmp_path / "lora", unet_lora_layers=convert_state_dict_to_diffusers(layers))
+    arguments = {"steps": 2, "guidance": 1.0, "size": 32, "output_size": 32,
+                 "scheduler": "LCMScheduler"}
+    base = load_generator(GeneratorSpec(str(folder), **arguments), "cpu")
+    tuned = load_generator(GeneratorSpec(str(folder), lora=str(tmp_path / "lora"), **arguments), "cpu")
+    assert (base.generate(["a cat"], [0]).pixels != tuned.generate(["a cat"], [0]).pixels).any()
+
+
+def test_safety_checker_flags(tmp_path):
+    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessorPil
+
+    folder = build_stable_diffusion(tmp_path / "plain")
+    checker = StableDiffusionSafetyChecker(CLIPConfig(
+        vision_config=tiny.SIZE | tiny.PICTURE, text_config=tiny.SIZE, projection_dim=16))
+    checker.concept_embeds.data = torch.ones(17, 16)
+    checker.concept_embeds_weights.data = torch.full((17,), -2.0)  # below any cosine: all flagged
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    StableDiffusionPipeline(
+        **{**pipeline.components, "safety_checker": checker, "feature_extractor":
+           CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})},
+        requires_safety_checker=True).save_pretrained(tmp_path / "checked")
+    arguments = {"steps": 1, "guidance": 0.0, "size": 32, "output_size": 32}
+    on = load_generator(GeneratorSpec(str(tmp_path / "checked"), safety_checker=True, **arguments), "cpu")
+    made = on.generate(["a cat", "an owl"], [0, 1])
+    assert made.flagged.all() and made.pixels.max() == 0
+    off = load_generator(GeneratorSpec(str(tmp_path / "checked"), **arguments), "cpu")
+    assert not off.generate(["a cat"], [0]).flagged.any() and off.pipeline.safety_checker is None
+
+
+def test_siglip(tmp_path, images):
+    encoder = load_encoder(EncoderSpec(str(tiny.build_siglip(tmp_path)), adapter="siglip",
+                                       batch_size=2), "cpu")
+    pictures, texts = encoder.embed_images(images), encoder.embed_texts(["a cat", "an owl on the sea"])
+    assert pictures.shape == (3, 32) and texts.shape == (2, 32)
+    assert np.allclose(encoder.embed_images(images[2:])[0], pictures[2], atol=1e-5)
+    assert np.allclose(encoder.embed_texts(["an owl on the sea"])[0], texts[1], atol=1e-5)
+
+
+def test_dino_embeds_images_only(tmp_path, images):
+    encoder = load_encoder(EncoderSpec(str(tiny.build_dinov2(tmp_path)), adapter="dino"), "cpu")
+    assert encoder.embed_images(images).shape == (3, 32)
+    with pytest.raises(UserError, match="images only"):
+        encoder.embed_texts(["a cat"])
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_sentence_encoder_embeds_texts_only(tmp_path, images, class_token):
+    encoder = load_encoder(EncoderSpec(str(tiny.build_sentence(tmp_path, class_token)),
+                                       adapter="sentence"), "cpu")
+    texts = encoder.embed_texts(["a cat", "two red owls on the beach and a boat"])
+    assert texts.shape == (2, 32)
+    assert np.allclose(encoder.embed_texts(["a cat"])[0], texts[0], atol=1e-5)
+    with pytest.raises(UserError, match="texts only"):
+        encoder.embed_images(images)
