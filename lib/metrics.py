@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import UserError
-from lib.scoring import bleu, cider, rouge
+from lib.scoring import bleu, cider, rouge, spice_official
 from lib.scoring.clip import clip_score, clipscore, ref_clipscore
 from lib.scoring.corpus import Corpus
 from lib.scoring.java import JavaFailed
@@ -33,8 +33,8 @@ from lib.scoring.wordnet import load_wordnet
 
 __all__ = [
     "Corpus", "DEFAULT_METRICS", "LABELS", "METRICS", "bleu_from_statistics",
-    "bleu_statistics", "clip_score", "clipscore", "ref_clipscore", "score_candidates",
-    "score_corpus", "score_semantics",
+    "bleu_statistics", "clip_score", "clipscore", "ref_clipscore", "score_all",
+    "score_candidates", "score_corpus", "score_semantics",
 ]
 
 #: Every caption metric and the header that tables and figures give it.
@@ -127,22 +127,7 @@ def score_candidates(
     """
     names = check_metrics(metrics)
     batch = Batch.of(item_ids, captions, corpus)
-    columns: dict[str, np.ndarray] = {}
-    missing: dict[str, str] = {}
-    for family, scorer in _FAMILIES.items():
-        wanted = [name for name in family if name in names]
-        if not wanted:
-            continue
-        try:
-            scores = scorer(batch, corpus)
-        except Unavailable as reason:
-            missing.update((name, str(reason)) for name in wanted)
-            scores = {}
-        for name in wanted:
-            columns[name] = scores.get(name, np.full(batch.size, np.nan))
-    table = pd.DataFrame({name: columns[name] for name in names})
-    table.attrs.update(missing=missing, unscored=dict(batch.unscored))
-    return table
+    return _table(batch, *_columns(batch, corpus, names))
 
 
 def score_corpus(
@@ -164,19 +149,74 @@ def score_corpus(
     if batch.unscored:
         reason = next(iter(batch.unscored.values()))
         log.warning("%d captions are left out, the first: %s", len(batch.unscored), reason)
+    means = [name for name in names if name not in (*BLEU, "meteor")]
+    columns, missing = _columns(batch, corpus, means)
+    values = _totals(batch, corpus, names, columns, missing)
+    for name, reason in missing.items():
+        log.warning("%s is missing: %s", LABELS[name], reason)
+    return values
+
+
+def score_all(
+    item_ids: Sequence[str], captions: Sequence[str], corpus: Corpus,
+    metrics: Iterable[str] = DEFAULT_METRICS,
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Both of the above in one go: what ``score_candidates`` and ``score_corpus`` return."""
+    names = check_metrics(metrics)
+    batch = Batch.of(item_ids, captions, corpus)
+    columns, missing = _columns(batch, corpus, names)
+    table = _table(batch, columns, missing)
+    return table, _totals(batch, corpus, names, columns, missing)
+
+
+def _columns(
+    batch: Batch, corpus: Corpus, names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Per-caption values of these metrics, and why those that are all NaN are missing."""
+    columns: dict[str, np.ndarray] = {}
+    missing: dict[str, str] = {}
+    if "meteor" in names and batch.tokens:
+        _start_meteor(corpus)
+    for family, scorer in _FAMILIES.items():
+        wanted = [name for name in family if name in names]
+        if not wanted:
+            continue
+        try:
+            scores = scorer(batch, corpus)
+        except Unavailable as reason:
+            missing.update((name, str(reason)) for name in wanted)
+            scores = {name: np.full(batch.size, np.nan) for name in wanted}
+        columns.update((name, scores[name]) for name in wanted)
+    return {name: columns[name] for name in names}, missing
+
+
+def _table(
+    batch: Batch, columns: Mapping[str, np.ndarray], missing: Mapping[str, str]
+) -> pd.DataFrame:
+    table = pd.DataFrame(dict(columns), index=range(batch.size))
+    table.attrs.update(missing=dict(missing), unscored=dict(batch.unscored))
+    return table
+
+
+def _totals(
+    batch: Batch, corpus: Corpus, names: Sequence[str], columns: Mapping[str, np.ndarray],
+    missing: dict[str, str],
+) -> dict[str, float]:
+    """Corpus values; adds to ``missing`` what fails here."""
     values = dict.fromkeys(names, math.nan)
     if not batch.tokens:
         return values
-    counts = bleu_from_statistics(_bleu_counts(batch, corpus).sum(axis=0))
-    values.update((name, float(v)) for name, v in zip(BLEU, counts) if name in names)
-    if "meteor" in names:
-        values["meteor"] = _or_nan(_corpus_meteor, batch, corpus)
-    others = [name for name in names if name not in (*BLEU, "meteor")]
-    for family, scorer in _FAMILIES.items():
-        if any(name in others for name in family):
-            scores = _or_empty(scorer, batch, corpus)
-            means = {n: float(np.nanmean(scores[n])) for n in family if n in scores}
-            values.update((n, v) for n, v in means.items() if n in others)
+    for name, column in columns.items():
+        if name not in missing:
+            values[name] = float(np.nanmean(column))
+    if any(name in names for name in BLEU):
+        whole = bleu_from_statistics(_bleu_counts(batch, corpus).sum(axis=0))
+        values.update((name, float(v)) for name, v in zip(BLEU, whole) if name in names)
+    if "meteor" in names and "meteor" not in missing:
+        try:
+            values["meteor"] = _corpus_meteor(batch, corpus)
+        except Unavailable as reason:
+            missing["meteor"], values["meteor"] = str(reason), math.nan
     return values
 
 
@@ -245,6 +285,14 @@ def _rouge(batch: Batch, corpus: Corpus) -> dict[str, np.ndarray]:
     return {"rouge_l": batch.column(values)}
 
 
+def _start_meteor(corpus: Corpus) -> None:
+    """Let METEOR load, which takes seconds, while other metrics are computed."""
+    try:
+        corpus.meteor()
+    except (UserError, OSError) as error:  # told again, as the reason, where METEOR's turn comes
+        log.debug("METEOR does not start: %s", error)
+
+
 def _meteor_statistics(batch: Batch, corpus: Corpus) -> list[str]:
     """METEOR's statistics of the scorable rows, in their order; each distinct pair is asked once."""
     items = {row: item for item, rows in batch.groups.items() for row in rows}
@@ -261,7 +309,7 @@ def _meteor(batch: Batch, corpus: Corpus) -> dict[str, np.ndarray]:
     try:
         statistics = _meteor_statistics(batch, corpus)
         scores = corpus.meteor().scores(statistics)
-    except JavaFailed as failure:
+    except (JavaFailed, UserError, OSError) as failure:
         raise Unavailable(str(failure)) from failure
     return {"meteor": batch.column(dict(zip(batch.rows, scores)))}
 
@@ -269,7 +317,7 @@ def _meteor(batch: Batch, corpus: Corpus) -> dict[str, np.ndarray]:
 def _corpus_meteor(batch: Batch, corpus: Corpus) -> float:
     try:
         return corpus.meteor().aggregate(_meteor_statistics(batch, corpus))
-    except JavaFailed as failure:
+    except (JavaFailed, UserError, OSError) as failure:
         raise Unavailable(str(failure)) from failure
 
 
@@ -292,31 +340,23 @@ def _spice_spacy(batch: Batch, corpus: Corpus) -> dict[str, np.ndarray]:
 
 
 def _spice(batch: Batch, corpus: Corpus) -> dict[str, np.ndarray]:
-    raise Unavailable("official SPICE needs the Stanford CoreNLP 3.6.0 jars")
+    """SPICE by the official scorer; it keeps its parses in a cache of its own."""
+    items = {row: item for item, rows in batch.groups.items() for row in rows}
+    pairs = [(batch.tokens[row], corpus.reference_tokens(items[row])) for row in batch.rows]
+    try:
+        scores = spice_official.scores(pairs, corpus.java, corpus.cache / "spice")
+    except (spice_official.NotFetched, JavaFailed, UserError, OSError) as reason:
+        raise Unavailable(str(reason)) from reason
+    return {"spice": batch.column(dict(zip(batch.rows, scores)))}
 
 
 Scorer = Callable[[Batch, Corpus], dict[str, np.ndarray]]
 
 _FAMILIES: Mapping[tuple[str, ...], Scorer] = {
-    BLEU: _bleu, ("cider", "cider_d"): _cider, ("meteor",): _meteor, ("rouge_l",): _rouge,
+    BLEU: _bleu, ("cider", "cider_d"): _cider, ("rouge_l",): _rouge,
     ("spice_spacy",): _spice_spacy, ("spice",): _spice,
+    ("meteor",): _meteor,  # last: its process loads while the others are computed
 }
-
-
-def _or_nan(score: Callable[[Batch, Corpus], float], batch: Batch, corpus: Corpus) -> float:
-    try:
-        return score(batch, corpus)
-    except Unavailable as reason:
-        log.warning("missing: %s", reason)
-        return math.nan
-
-
-def _or_empty(scorer: Scorer, batch: Batch, corpus: Corpus) -> dict[str, np.ndarray]:
-    try:
-        return scorer(batch, corpus)
-    except Unavailable as reason:
-        log.warning("missing: %s", reason)
-        return {}
 
 
 # ---------------------------------------------------------------- semantic accuracy
@@ -344,3 +384,9 @@ def score_semantics(captions: Sequence[str], scenes: Sequence[dict | None]) -> p
         rows.append(judge(caption, Scene.from_dict(scene)) if known else {})
     table = pd.DataFrame(rows, index=range(len(rows)), columns=SEMANTICS, dtype=np.float64)
     return table.add_prefix("sem_")
+
+
+if __name__ == "__main__":
+    from lib.scoring.command import main
+
+    raise SystemExit(main())
