@@ -344,8 +344,8 @@ def canonical_json(data: Any) -> str:
 def preset_hash(preset: Preset) -> str:
     """SHA-256 (hex) of everything in a preset that can change a row.
 
-    Left out: batch sizes and compilation (rows must not depend on them), the dataset, counts and
-    seed (a run names those itself), and words for humans (``name``, ``assumed``).
+    Left out: batch sizes and compilation (rows must not depend on them), what a remote model may
+    cost, the dataset, counts and seed (a run names those itself), and words for humans.
     """
     data = preset_to_dict(preset)
     for key in ("name", "assumed", "datasets", "n_sources", "n_candidates", "seed"):
@@ -354,4 +354,6 @@ def preset_hash(preset: Preset) -> str:
         if data[part] is not None:
             data[part].pop("batch_size")
             data[part].pop("compile", None)
+            for money in ("price", "cap"):
+                data[part]["options"].pop(money, None)
     return hashlib.sha256(canonical_json(data).encode("utf-8")).hexdigest()
