@@ -6,6 +6,7 @@ names of its authors' code, and hub repositories that hold ``pytorch_model.bin``
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -24,6 +25,7 @@ BLIP_CAPTION_URL = ("https://storage.googleapis.com/sfr-vision-language-research
                     "model_large_caption.pth")
 # Configuration and tokenizer come from here; its weights (the base ones) are not used.
 BLIP_TOKENIZER = "Salesforce/blip-image-captioning-large"
+SOURCE_FILE = "source.json"
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 # The vision tower's names in the authors' code -> in transformers; text names are the same.
@@ -150,6 +152,12 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
     if not tensors:
         raise UserError(f"checkpoint {file} holds no tensors: it is no model")
     return tensors
+
+
+def write_source(folder: Path, source: str, revision: str) -> None:
+    """Record beside converted weights what they were made from: an address or id, and a hash."""
+    (folder / SOURCE_FILE).write_text(
+        json.dumps({"source": source, "revision": revision}, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

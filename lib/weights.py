@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOCK_FILE = REPO_ROOT / "data" / "models" / "hub.lock.json"
+CONVERTED = REPO_ROOT / "data" / "models" / "hub"
 HINT = "--preset mini needs no download"
 
 # Download sizes in GB: published parameter counts times four bytes (a fetch tells the true size).
@@ -53,21 +54,24 @@ def is_local(model_id: str) -> bool:
 
 
 def model_folder(model_id: str, revision: str | None = None,
-                 patterns: Sequence[str] = TRANSFORMERS_FILES,
-                 skipped: Sequence[str] = ()) -> Path:
+                 patterns: Sequence[str] = TRANSFORMERS_FILES, skipped: Sequence[str] = (),
+                 weights: bool = True, fetch: bool = True) -> Path:
     """Return the folder that holds a model, fetching it from the hub if that is allowed.
 
     A relative folder is looked up from the repository's root, then from the working directory.
-    Raises UserError in one line if the weights are missing or no safetensors.
+    patterns, skipped: files of a hub repository. weights: whether safetensors must be there.
+    Raises UserError in one line if the model is missing or has no safetensors.
     """
     if is_local(model_id):
         folder = _local_folder(model_id)
     else:
-        folder = _hub_folder(model_id, revision or locked_revision(model_id), patterns, skipped)
-    if not any(folder.rglob("*.safetensors")):
+        request = {"repo_id": model_id, "revision": revision or locked_revision(model_id),
+                   "allow_patterns": list(patterns), "ignore_patterns": list(skipped) or None}
+        folder = _hub_folder(request, weights, fetch and not _offline())
+    if weights and not any(folder.rglob("*.safetensors")):
         if any(folder.rglob("*.bin")) or any(folder.rglob("*.pth")):
             raise UserError(f"model {model_id} has only pickled weights in {folder}: convert them "
-                            f"to safetensors first, or choose another model ({HINT})")
+                            f"with lib.convert.convert_pickle, or choose another model ({HINT})")
         raise UserError(f"model {model_id} has no *.safetensors in {folder}: fetch it again with "
                         f"run_all.sh --fetch ({HINT})")
     return folder
@@ -89,28 +93,86 @@ def _local_folder(model_id: str) -> Path:
     raise UserError(f"model folder {model_id} is missing: {remedy}")
 
 
-def _hub_folder(model_id: str, revision: str | None, patterns: Sequence[str],
-                skipped: Sequence[str]) -> Path:
-    """Return the cached snapshot of a hub model, downloading what is missing unless offline."""
+def _hub_folder(request: dict[str, Any], weights: bool, fetch: bool) -> Path:
+    """Return the cached snapshot of a hub model, or its converted copy; fetch what is missing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    arguments = {"repo_id": model_id, "revision": revision, "allow_patterns": list(patterns),
-                 "ignore_patterns": list(skipped) or None}
+    model_id = request["repo_id"]
+    converted = CONVERTED / model_id.replace("/", "--")
+    if weights and is_complete(converted):
+        return converted
+    cached = None
     try:
-        folder = Path(snapshot_download(**arguments, local_files_only=True))
-        # A snapshot may be cached in part: a configuration alone is no model.
-        if any(folder.rglob("*.safetensors")) or _offline():
-            return folder
+        cached = Path(snapshot_download(**request, local_files_only=True))
     except (LocalEntryNotFoundError, FileNotFoundError):
         log.debug("%s is not cached", model_id)
-    if not _offline():
-        log.warning("fetching %s from the hub%s", model_id, _size(model_id))
-        try:
-            return Path(snapshot_download(**arguments))
-        except Exception as error:  # the hub client raises many kinds; all mean: not fetched
-            raise UserError(_missing(model_id, _first_line(error))) from error
-    raise UserError(_missing(model_id, "it is not cached and HF_HUB_OFFLINE is set"))
+    if cached is not None and (is_complete(cached) or not weights):
+        return cached
+    if not fetch:
+        state = "it is cached in part only" if cached is not None else "it is not cached"
+        raise UserError(_missing(model_id, f"{state} and HF_HUB_OFFLINE is set"
+                                 if _offline() else state))
+    log.warning("fetching %s from the hub%s", model_id, _size(model_id))
+    try:
+        folder = Path(snapshot_download(**request))
+        if weights and not any(folder.rglob("*.safetensors")):
+            return _convert(request, converted)
+    except UserError:
+        raise
+    except Exception as error:  # the hub client raises many kinds; all mean: not fetched
+        raise UserError(_missing(model_id, _first_line(error))) from error
+    return folder
+
+
+def _convert(request: dict[str, Any], target: Path) -> Path:
+    """Fetch the pickled weights of an old repository and convert them once."""
+    from huggingface_hub import snapshot_download
+
+    from lib.convert import SMALL_FILES, convert_pickle, write_source
+
+    patterns = [*SMALL_FILES, "pytorch_model.bin"]
+    folder = Path(snapshot_download(**(request | {"allow_patterns": patterns})))
+    log.warning("%s has pickled weights only: converting them to safetensors", request["repo_id"])
+    convert_pickle(folder, target)
+    write_source(target, request["repo_id"], folder.name)
+    return target
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds all weights that its own files speak of (a fetch may be cut off)."""
+    if not any(folder.rglob("*.safetensors")):
+        return False
+    for index in folder.rglob("*.safetensors.index.json"):
+        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        if not all((index.parent / shard).is_file() for shard in shards):
+            return False
+    # A pipeline's parts: each with a configuration of a model needs that model's weights.
+    parts = [config.parent for config in folder.glob("*/config.json")
+             if (folder / "model_index.json").is_file()]
+    return all(any(part.glob("*.safetensors")) for part in parts)
+
+
+def repository_size(model_id: str, revision: str | None, patterns: Sequence[str],
+                    skipped: Sequence[str]) -> int | None:
+    """Bytes of the files that would be fetched from the hub; None if it cannot be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import filter_repo_objects
+
+    if _offline():
+        return None
+    try:
+        info = HfApi().model_info(model_id, revision=revision or locked_revision(model_id),
+                                  files_metadata=True, timeout=20)
+    except Exception as error:  # no network, no such model: the fetch itself will say so
+        log.debug("size of %s unknown: %s", model_id, error)
+        return None
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    chosen = list(filter_repo_objects(sizes, allow_patterns=list(patterns),
+                                      ignore_patterns=list(skipped) or None))
+    if not any(name.endswith(".safetensors") for name in chosen):
+        chosen.append("pytorch_model.bin")
+    return sum(sizes.get(name, 0) for name in chosen)
 
 
 def _missing(model_id: str, reason: str) -> str:
@@ -144,7 +206,10 @@ def locked_revision(model_id: str) -> str | None:
 
 
 def used_revision(folder: Path) -> str | None:
-    """The commit of a hub snapshot folder (``.../snapshots/<commit>``); None for other folders."""
+    """The commit of a hub snapshot, or what a converted folder was made from; None for others."""
+    source = folder / "source.json"
+    if source.is_file():
+        return str(json.loads(source.read_text(encoding="utf-8")).get("revision"))
     return folder.name if folder.parent.name == "snapshots" else None
 
 
