@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -166,7 +167,7 @@ def read_cache(path: Path) -> dict | None:
 
 
 def write_cache(path: Path, content: dict) -> None:
-    """Write a JSON object under a temporary name, then move it; a full or read-only disk is no harm."""
+    """Write a JSON object under a temporary name, then move it; a full disk is told, and no harm."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +176,8 @@ def write_cache(path: Path, content: dict) -> None:
         os.replace(temporary, path)
     except OSError as error:
         log.warning("%s could not be kept, the next run computes it again (%s)", path, error)
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # often it was never made
+            temporary.unlink()
 
 
 def _checked(references: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:

@@ -67,4 +67,5 @@ def tokenize(captions: Sequence[str], java: Java) -> list[str]:
 
 def _without_punctuation(line: str) -> str:
     """The tokens of one line less the COCO tool kit's list of punctuation marks."""
-    return " ".join(word for word in line.split() if word not in _DROPPED)
+    # only at spaces: the tokenizer holds fractions ("1 1/2") together by a no-break space
+    return " ".join(word for word in line.split(" ") if word and word not in _DROPPED)
