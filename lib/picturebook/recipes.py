@@ -73,7 +73,7 @@ class Recipe:
 class AutoencoderRecipe(Recipe):
     """Pictures to 8 x 8 latents and back."""
 
-    steps, batch_size, learning_rate, seed = 4000, 32, 2e-3, 11
+    steps, batch_size, learning_rate, seed = 7000, 8, 1.5e-3, 11
 
     def build(self) -> nn.Module:
         return networks.build_autoencoder().to(memory_format=torch.channels_last)
@@ -116,7 +116,7 @@ def to_bytes(pixels: Tensor) -> Tensor:
 class GeneratorRecipe(Recipe):
     """Denoiser and text encoder, trained together on the latents of the finished autoencoder."""
 
-    steps, batch_size, learning_rate, seed = 2600, 128, 1e-3, 12
+    steps, batch_size, learning_rate, seed = 5000, 64, 1e-3, 12
     pictures = 48_000
 
     def build(self) -> nn.Module:

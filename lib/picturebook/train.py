@@ -71,11 +71,18 @@ def save_checkpoint(folder: Path, step: int, seconds: float, recipe: Recipe, opt
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
 
 
-def train(name: str, steps: int | None, device: str, models: Path = MODELS, scratch: Path = SCRATCH) -> None:
-    """Train one model to `steps`, from its checkpoint if there is one, and export its averaged weights."""
+def train(
+    name: str, steps: int | None, device: str, models: Path = MODELS, scratch: Path = SCRATCH, total: int | None = None
+) -> None:
+    """Train one model to `steps`, from its checkpoint if there is one, and export its averaged weights.
+
+    Args:
+        steps: where to stop (default: the recipe's). total: where the learning rate's cosine ends (default: `steps`).
+    """
     torch.manual_seed(RECIPES[name].seed)
     recipe = RECIPES[name](models, device)
     steps = steps or recipe.steps
+    total = total or steps
     folder = scratch / name
     folder.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(recipe.module.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
@@ -89,7 +96,7 @@ def train(name: str, steps: int | None, device: str, models: Path = MODELS, scra
     started = saved = time.monotonic()
     running: float | None = None
     for step in range(first, steps):
-        value = train_step(recipe, optimiser, step, steps)
+        value = train_step(recipe, optimiser, step, total)
         average.update(recipe.module, step)
         running = value if running is None else 0.98 * running + 0.02 * value
         if not math.isfinite(value):
