@@ -23,10 +23,10 @@ from lib.weights import Batches, load_transformer, loading, model_folder, pick_d
 log = logging.getLogger(__name__)
 
 # Neutral values for everything that a checkpoint's generation_config might switch on by itself.
-NEUTRAL = {"num_beams": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_length": 0,
-           "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 1.0,
-           "early_stopping": False, "max_length": None, "forced_bos_token_id": None,
-           "forced_eos_token_id": None, "use_cache": True}
+NEUTRAL = {"num_beams": 1, "min_length": 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+           "length_penalty": 1.0, "early_stopping": False, "max_length": None,
+           "forced_bos_token_id": None, "forced_eos_token_id": None, "use_cache": True}
+UNFILTERED = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ class Captioner:
         sampler = RowSampler(decoding, seeds, end_tokens, self.device)
         # generate repeats rows only in sampling mode. The sampler leaves one possible token, so
         # its multinomial draw has one outcome.
-        repeat = {"do_sample": each > 1, "num_return_sequences": each}
-        output = model.generate(**inputs, **settings, **repeat,
+        repeat = UNFILTERED if each > 1 else {"do_sample": False}
+        output = model.generate(**inputs, **settings, **repeat, num_return_sequences=each,
                                 logits_processor=LogitsProcessorList([sampler]))
         texts = _texts(tokenizer, output.sequences[:, prompt_length:], end_tokens)
         return [Caption(text, logprob, n) for text, logprob, n in
@@ -149,8 +149,9 @@ class Captioner:
         """Beam search; log-probabilities from the logits before any processor."""
         settings = settings | {
             "num_beams": decoding.beams, "do_sample": False, "output_logits": True,
-            "output_scores": True, "min_new_tokens": decoding.min_tokens,
-            "repetition_penalty": decoding.repetition_penalty}
+            "output_scores": True, "repetition_penalty": decoding.repetition_penalty}
+        if decoding.min_tokens > 0:
+            settings |= {"min_length": None, "min_new_tokens": decoding.min_tokens}
         output = model.generate(**inputs, **settings)
         tokens = output.sequences[:, prompt_length:]
         scores = model.compute_transition_scores(

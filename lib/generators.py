@@ -221,7 +221,8 @@ class Generator:
             if tokenizer is not None:
                 known = True
                 limit = self._limit(name, tokenizer)
-                lengths = [len(ids) for ids in tokenizer(texts, truncation=False).input_ids]
+                lengths = [len(ids) for ids in tokenizer(texts, truncation=False,
+                                                         verbose=False).input_ids]
                 fits |= np.array(lengths) <= limit
         cut = ~fits if known else np.zeros(len(texts), dtype=bool)
         for text, is_cut in zip(texts, cut, strict=True):

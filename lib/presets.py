@@ -167,7 +167,7 @@ _MINI = "data/models/mini"
 MINI = Preset(
     name="mini",
     captioner=CaptionerSpec(
-        id=f"{_MINI}/captioner", dtype="float32", batch_size=64,
+        id=f"{_MINI}/captioner", dtype="float32", batch_size=256,
         sender=Decoding(strategy="nucleus", p=0.9, max_tokens=24),
         receiver=Decoding(strategy="greedy", max_tokens=24),
     ),

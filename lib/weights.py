@@ -217,9 +217,16 @@ def used_revision(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def loading(model_id: str) -> Iterator[None]:
-    """Turn whatever goes wrong while weights load into one UserError; hide progress bars."""
-    import diffusers.utils.logging as diffusers_logging
+    """Turn whatever goes wrong while weights load into one UserError.
+
+    Hides progress bars, and the warnings that torchvision is absent (it is, on purpose); what
+    matters among the others is checked by the loaders themselves.
+    """
     import transformers.utils.logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    import diffusers.utils.logging as diffusers_logging
 
     transformers_bar = transformers_logging.is_progress_bar_enabled()
     diffusers_bar = diffusers_logging.is_progress_bar_enabled()
@@ -233,6 +240,7 @@ def loading(model_id: str) -> Iterator[None]:
         raise UserError(f"model {model_id} cannot be loaded ({type(error).__name__}: "
                         f"{_first_line(error)}): check its files and the preset's adapter") from error
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if transformers_bar:
             transformers_logging.enable_progress_bar()
         if diffusers_bar:
