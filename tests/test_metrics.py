@@ -179,7 +179,7 @@ ODD = {
     "empty": "",
     "blank": " \t\n ",
     "punctuation": "...",
-    "emoji": "a red boat \N{SAILBOAT}\N{GRINNING FACE}",
+    "emoji": "a red boat \N{GRINNING FACE}",
     "chinese": "一艘红色的船",
     "long": "boat " * 1000,
     "lines": "a red boat\nin a\tharbour\r\nat\u2028night\x00\x85",

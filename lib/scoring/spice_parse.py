@@ -169,7 +169,7 @@ class Rules:
         One short syllable would double its consonant ("ridding"), so "riding" comes from "ride".
         """
         form, lemma = verb.lower_, verb.lemma_.lower()
-        for suffix in ("ing", "ed"):
+        for suffix in ("ing", "ed", "es"):
             stem = form.removesuffix(suffix)
             if stem != form and SHORT_SYLLABLE.fullmatch(stem):
                 return stem + "e" if stem + "e" in self.wordnet.synsets else lemma
