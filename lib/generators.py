@@ -221,9 +221,8 @@ class Generator:
             if tokenizer is not None:
                 known = True
                 limit = self._limit(name, tokenizer)
-                lengths = [len(ids) for ids in tokenizer(texts, truncation=False,
-                                                         verbose=False).input_ids]
-                fits |= np.array(lengths) <= limit
+                encoded = tokenizer(texts, truncation=False, verbose=False)
+                fits |= np.array([len(ids) for ids in encoded.input_ids]) <= limit
         cut = ~fits if known else np.zeros(len(texts), dtype=bool)
         for text, is_cut in zip(texts, cut, strict=True):
             if is_cut:
