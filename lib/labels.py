@@ -10,6 +10,8 @@ DATASETS: dict[str, str] = {
     "coco-val2017": "COCO val 2017",
     "nocaps": "NoCaps",
 }
+# Beside a curve there is no room for more.
+SHORT: dict[str, str] = {"picturebook-coco": "COCO-like", "picturebook-nocaps": "NoCaps-like"}
 TASKS: dict[str, str] = {"image": "Image reconstruction", "text": "Text reconstruction"}
 DOMAINS: dict[str, str] = {
     "all": "all",
@@ -49,6 +51,11 @@ def dataset_label(name: str) -> str:
         return DATASETS[name]
     kind, _, path = name.partition(":")
     return f"Own {kind} ({path.rstrip('/').rsplit('/', 1)[-1]})" if path else name
+
+
+def short_label(name: str) -> str:
+    """Name of a dataset for a direct label in a figure."""
+    return SHORT.get(name, dataset_label(name))
 
 
 def metric_label(name: str) -> str:
