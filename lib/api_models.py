@@ -37,6 +37,7 @@ import torch
 from PIL import Image
 
 from lib.captioners import Caption
+from lib.encoders import rgb_picture
 from lib.errors import UserError
 from lib.generators import GeneratedImages
 from lib.presets import REPO_ROOT, CaptionerSpec, Decoding, GeneratorSpec, canonical_json
@@ -123,10 +124,10 @@ def _write(file: Path, content: bytes) -> None:
     os.replace(temporary, file)
 
 
-def _png(image: Image.Image) -> str:
+def _png(image: Image.Image | np.ndarray) -> str:
     """A picture as a base64 PNG."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format="PNG")
+    rgb_picture(image).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -157,8 +158,8 @@ class ApiCaptioner(ApiModel):
 
     spec: CaptionerSpec
 
-    def caption(self, images: Sequence[Image.Image], seeds: Sequence[Sequence[int]],
-                decoding: Decoding | None = None) -> list[list[Caption]]:
+    def caption(self, images: Sequence[Image.Image | np.ndarray],
+                seeds: Sequence[Sequence[int]], decoding: Decoding | None = None) -> list[list[Caption]]:
         """As ``Captioner.caption``; the seed tells the calls apart, whatever the service does."""
         decoding = self.spec.sender if decoding is None else decoding
         if decoding.strategy not in ("nucleus", "greedy"):

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import LogitsProcessorList
 
+from lib.encoders import rgb_picture
 from lib.errors import UserError
 from lib.presets import CaptionerSpec, Decoding
 from lib.sampling import RowSampler
@@ -71,10 +73,11 @@ class Captioner:
         return processor_class.from_pretrained(self.folder, backend="pil", local_files_only=True,
                                                trust_remote_code=False)
 
-    def caption(self, images: Sequence[Image.Image], seeds: Sequence[Sequence[int]],
+    def caption(self, images: Sequence[Image.Image | np.ndarray], seeds: Sequence[Sequence[int]],
                 decoding: Decoding | None = None) -> list[list[Caption]]:
         """Return ``len(seeds[i])`` captions of ``images[i]``, in the order of the seeds.
 
+        images: PIL, or uint8 arrays (H, W, 3) straight from a generator.
         decoding: the preset's sender decoding if None. Each caption depends on its image, its
         seed and the decoding only. Greedy and beam captions do not depend on the seed: they are
         made once an image and repeated.
@@ -87,7 +90,7 @@ class Captioner:
         else:
             asked, seeds_used = [1] * len(seeds), [list(row) for row in seeds]
         with torch.inference_mode():
-            parts = self._captions([_rgb(image) for image in images], seeds_used, decoding)
+            parts = self._captions([rgb_picture(image) for image in images], seeds_used, decoding)
         self._check_finite(parts)
         return [row * n if decoding.deterministic else row
                 for row, n in zip(parts, asked, strict=True)]
@@ -164,11 +167,6 @@ class Captioner:
         lengths = (~after & ~end).sum(1).tolist()
         texts = _texts(tokenizer, tokens, settings["eos_token_id"])
         return [Caption(*row) for row in zip(texts, logprobs, lengths, strict=True)]
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Captioners see RGB; datasets give it already, own images may not."""
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _texts(tokenizer: Any, tokens: torch.Tensor, end_tokens: Sequence[int]) -> list[str]:

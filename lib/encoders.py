@@ -41,7 +41,7 @@ class Encoder:
 
     def embed_images(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
         """Return raw embeddings, float32 (B, d). Images: PIL, or uint8 arrays (H, W, 3)."""
-        pictures = [_picture(image) for image in images]
+        pictures = [rgb_picture(image) for image in images]
         return self._embed(len(pictures), lambda rows: self._images(pictures[rows]))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -74,8 +74,8 @@ class Encoder:
                         "choose another encoder for text reconstruction")
 
 
-def _picture(image: Image.Image | np.ndarray) -> Image.Image:
-    """One RGB picture."""
+def rgb_picture(image: Image.Image | np.ndarray) -> Image.Image:
+    """An RGB picture from a picture or a uint8 array (H, W, 3), without a file in between."""
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
     return image if image.mode == "RGB" else image.convert("RGB")

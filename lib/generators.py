@@ -169,12 +169,22 @@ class Generator:
         return self.spec.guidance > 1 and "negative_prompt_embeds" in self._accepted
 
     def _encode_prompt(self, texts: list[str], guided: bool) -> tuple[Any, ...]:
-        """The pipeline's own text encoding, called with the arguments that this class takes."""
+        """The pipeline's own text encoding, called with the arguments that this class takes.
+
+        Cut prompts are told by ``_truncated`` in one line each, so the pipeline need not.
+        """
+        from diffusers.utils import logging as diffusers_logging
+
         accepted = inspect.signature(self.pipeline.encode_prompt).parameters
         arguments = {"prompt": texts, "prompt_2": None, "prompt_3": None, "device": self.device,
                      "num_images_per_prompt": 1, "do_classifier_free_guidance": guided}
-        return self.pipeline.encode_prompt(
-            **{name: value for name, value in arguments.items() if name in accepted})
+        verbosity = diffusers_logging.get_verbosity()
+        diffusers_logging.set_verbosity_error()
+        try:
+            return self.pipeline.encode_prompt(
+                **{name: value for name, value in arguments.items() if name in accepted})
+        finally:
+            diffusers_logging.set_verbosity(verbosity)
 
     def _draw(self, rows: list[int], texts: list[str], encoded: dict[str, torch.Tensor] | None,
               seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

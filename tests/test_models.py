@@ -66,6 +66,11 @@ def test_captions_do_not_depend_on_batch_or_order(folders, captioner, images):
     assert all(c.n_tokens <= 8 for row in captions for c in row)
 
 
+def test_arrays_are_pictures_too(captioner, images):
+    arrays = captioner.caption([np.asarray(image) for image in images[:2]], [[5], [6]])
+    assert arrays == captioner.caption(images[:2], [[5], [6]])
+
+
 def test_uneven_numbers_of_seeds(captioner, images):
     captions = captioner.caption(images[:3], [[1, 2], [], [3]])
     assert [len(row) for row in captions] == [2, 0, 1]
