@@ -118,26 +118,27 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> None:
 # --- execution -------------------------------------------------------------------------------
 
 class Indented:
-    """A text stream that passes whole lines on, set in below a headline without its line end.
+    """A text stream that passes lines on, set in below a headline without its line end.
 
     ``used`` tells whether anything was passed on, so that a silent notebook keeps to one line.
     """
 
     def __init__(self, stream: TextIO, prefix: str = "      ") -> None:
-        self.stream, self.prefix, self.used, self._rest = stream, prefix, False, ""
+        self.stream, self.prefix, self.used, self._last = stream, prefix, False, ""
 
     def write(self, text: str) -> int:
-        """Print every finished line; a carriage return, as progress bars use it, ends one too."""
-        *lines, self._rest = (self._rest + text).replace("\r", "\n").split("\n")
-        for line in filter(str.strip, lines):
-            if not self.used:
-                print(file=self.stream)
-                self.used = True
-            print(f"{self.prefix}{line}", file=self.stream, flush=True)
+        """Print the pieces of a message at once: a progress bar ends its line only with the next
+        one, minutes later. Carriage returns end lines; a repeated line is shown once."""
+        for line in filter(str.strip, text.replace("\r", "\n").split("\n")):
+            if line != self._last:
+                if not self.used:
+                    print(file=self.stream)
+                self.used, self._last = True, line
+                print(f"{self.prefix}{line}", file=self.stream, flush=True)
         return len(text)
 
     def flush(self) -> None:
-        """Lines are flushed as they end; an unfinished one waits for its end."""
+        """Every line is flushed as it is written."""
 
 
 @contextlib.contextmanager
@@ -171,8 +172,8 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any],
             stream: Any = sys.stdout) -> None:
     """Execute a notebook with parameters and keep the executed copy at ``target``, whole or cut.
 
-    What the notebook prints goes to ``stream`` as it appears. Raises UserError for one raised inside
-    and NotebookFailure for anything else.
+    What the notebook prints, progress included, goes to ``stream`` as it appears. Raises
+    UserError for one raised inside and NotebookFailure for anything else.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -186,7 +187,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any],
         try:
             papermill.execute_notebook(
                 notebook, target, dict(parameters), kernel_name="python3", language="python",
-                cwd=REPO_ROOT, progress_bar=False, stdout_file=stream,
+                cwd=REPO_ROOT, progress_bar=False, stdout_file=stream, stderr_file=stream,
                 config=Config({"KernelManager": manager, "AsyncKernelManager": manager}))
         except papermill.PapermillExecutionError as error:
             raise _failure(error, notebook, target) from error

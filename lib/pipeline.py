@@ -157,16 +157,6 @@ class Place:
         return self.executed / f"{notebook.stem}.stamp.json"
 
 
-def figures_folder(preset: Preset) -> Path:
-    """The preset's folder; COMPENDIUM_FIGURES moves its root, as the tests do."""
-    return Path(os.environ.get("COMPENDIUM_FIGURES", REPO_ROOT / "figures")) / preset.name
-
-
-def runs_folder() -> Path:
-    """Where rows are; COMPENDIUM_RUNS moves it, as the tests do."""
-    return Path(os.environ.get("COMPENDIUM_RUNS", REPO_ROOT / "data" / "runs"))
-
-
 def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
     """Hash all that a notebook's outcome depends on: itself, parameters, code, pins, data, rows.
 
@@ -177,8 +167,9 @@ def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
     code = sorted((REPO_ROOT / "lib").rglob("*.py"))
     for path in [notebook, *code, REPO_ROOT / "requirements.lock", *preset_files(parameters)]:
         digest.update(str(path).encode("utf-8") + b"\0" + path.read_bytes())
+    from lib.results import runs_root
     data = REPO_ROOT / "data"
-    inputs = [*runs_folder().glob("*/*.parquet"), *(data / "models").glob("mini/**/*"),
+    inputs = [*runs_root().glob("*/*.parquet"), *(data / "models").glob("mini/**/*"),
               *(data / "picturebook").rglob("*.json")]
     for path in sorted(path for path in inputs if path.is_file()):
         status = path.stat()
@@ -244,6 +235,7 @@ def run_all(flags: argparse.Namespace, folder: Path = notebooks.NOTEBOOKS) -> No
     parameters = {path: {**common, **extras[path]} for path in chosen}
     for path in chosen:
         notebooks.check_parameters(path, parameters[path])
+    from lib.figures import folder as figures_folder  # after the checks: it loads matplotlib
     place = Place(figures_folder(preset))
     start = time.monotonic()
     wrote: dict[Path, list[Path]] = {}
@@ -265,6 +257,7 @@ def run_all(flags: argparse.Namespace, folder: Path = notebooks.NOTEBOOKS) -> No
 
 def summarise(place: Place, wrote: Mapping[Path, Sequence[Path]], seconds: float) -> None:
     """End by naming what was written and where to look first."""
+    from lib.results import runs_root
     files = sorted({path for paths in wrote.values() for path in paths})
     figures = [path for path in files if path.parent == place.figures]
     print(f"\n{len(wrote)} notebook{'' if len(wrote) == 1 else 's'} run in {duration(seconds)}")
@@ -273,7 +266,7 @@ def summarise(place: Place, wrote: Mapping[Path, Sequence[Path]], seconds: float
             print(f"  wrote {shorten(path)}")
     print(f"  figures and tables: {shorten(place.figures)}")
     print(f"  executed notebooks: {shorten(place.executed)} (.ipynb and .html)")
-    print(f"  rows: {shorten(runs_folder())}")
+    print(f"  rows: {shorten(runs_root())}")
 
 
 def shorten(path: Path) -> str:

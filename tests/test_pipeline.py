@@ -43,7 +43,8 @@ def set_manifest(folder, *names):
 
 def test_runs_in_order_keeps_copies_and_skips_what_is_up_to_date(folder, tmp_path, capsys):
     figure = tmp_path / "figures" / "mini" / "square.csv"
-    write_notebook(folder / "01_first.ipynb", "print('sources:', N_SOURCES, 'seed:', SEED)")
+    write_notebook(folder / "01_first.ipynb", "print('sources:', N_SOURCES, 'seed:', SEED)",
+                   "import sys; print('half', file=sys.stderr)")
     write_notebook(folder / "02_second.ipynb", "import lib.errors, pathlib",
                    f"pathlib.Path({str(figure)!r}).write_text(str(FACTOR ** 2))",
                    parameters=PARAMETERS + "FACTOR = 2.0\n")
@@ -52,7 +53,7 @@ def test_runs_in_order_keeps_copies_and_skips_what_is_up_to_date(folder, tmp_pat
 
     pipeline.run_all(flags, folder)
     out = capsys.readouterr().out
-    assert "[1/2] 01_first\n      sources: 7 seed: 3\n      done in " in out
+    assert "[1/2] 01_first\n      sources: 7 seed: 3\n      half\n      done in " in out
     assert "[2/2] 02_second  " in out and "square.csv" in out
     assert figure.read_text() == "25.0"
     executed = figure.parent / "notebooks"
@@ -163,12 +164,12 @@ def test_wrong_flags_are_one_line(flags, culprit):
     assert culprit in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_lines_of_a_notebook_are_set_in_whole():
+def test_lines_of_a_notebook_are_set_in_as_they_come():
     out = io.StringIO()
     stream = notebooks.Indented(out, prefix="> ")
-    for piece in ("10 %\r", "20", " %\r\n", "\n", "rest"):
+    for piece in ("\r10 %", "\r20 %", "\r20 %", "\n", "a\nb\n", ""):
         stream.write(piece)
-    assert out.getvalue() == "\n> 10 %\n> 20 %\n" and stream.used
+    assert out.getvalue() == "\n> 10 %\n> 20 %\n> a\n> b\n" and stream.used
 
 
 def test_surroundings_are_put_back(monkeypatch):
