@@ -17,7 +17,7 @@ import torch
 
 from lib.errors import UserError
 from lib.presets import GeneratorSpec
-from lib.weights import (PIPELINE_FILES, Batches, loading, model_folder, pick_device, pick_dtype)
+from lib.weights import Batches, loading, model_folder, pick_device, pick_dtype, pipeline_files
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Generator:
         self.device = pick_device(device)
         self.dtype = pick_dtype(spec.dtype, self.device, half_on_gpu=True)
         skipped = () if spec.safety_checker else ("safety_checker/*",)
-        self.folder = model_folder(spec.id, spec.revision, PIPELINE_FILES, skipped)
+        self.folder = model_folder(spec.id, spec.revision, pipeline_files(spec.variant), skipped)
         self._batches = Batches(spec.batch_size, f"generator {spec.id}")
         with loading(spec.id):
             self.pipeline = self._load()
@@ -73,8 +73,8 @@ class Generator:
 
         index = DiffusionPipeline.load_config(self.folder, local_files_only=True)
         pipeline = DiffusionPipeline.from_pretrained(
-            self.folder, dtype=self.dtype, local_files_only=True, use_safetensors=True,
-            trust_remote_code=False, **self._safety(index))
+            self.folder, dtype=self.dtype, variant=self.spec.variant, local_files_only=True,
+            use_safetensors=True, trust_remote_code=False, **self._safety(index))
         if "prompt" not in inspect.signature(pipeline.__call__).parameters:
             raise UserError(f"model {self.spec.id} is a {type(pipeline).__name__}, which takes no "
                             "prompt: choose a text-to-image pipeline")

@@ -19,11 +19,11 @@ from lib.presets import REPO_ROOT, Preset
 from lib.weights import (
     APPROXIMATE_GB,
     LOCK_FILE,
-    PIPELINE_FILES,
     TRANSFORMERS_FILES,
     is_local,
     locked_revision,
     model_folder,
+    pipeline_files,
     repository_size,
     used_revision,
 )
@@ -51,7 +51,8 @@ def wanted_models(preset: Preset) -> list[Wanted]:
             parts.append(Wanted(spec.id, spec.revision, TRANSFORMERS_FILES))
     if "api_models" not in generator.adapter:
         skipped = () if generator.safety_checker else ("safety_checker/*",)
-        parts.append(Wanted(generator.id, generator.revision, PIPELINE_FILES, skipped))
+        parts.append(Wanted(generator.id, generator.revision, pipeline_files(generator.variant),
+                            skipped))
     if generator.lora is not None:
         parts.append(Wanted(generator.lora, None, ("*.safetensors", "*.json")))
     return list({part.id: part for part in parts}.values())

@@ -96,7 +96,11 @@ class CaptionerSpec:
 
 @dataclass(frozen=True)
 class GeneratorSpec:
-    """A text-to-image model. Sizes in pixels (square); ``scheduler`` None keeps the pipeline's own."""
+    """A text-to-image model. Sizes in pixels (square); ``scheduler`` None keeps the pipeline's own.
+
+    lora: a hub id or folder whose low-rank weights are folded in (needs the package peft).
+    variant: the suffix of the weight files, such as "fp16", where a repository has several.
+    """
 
     id: str
     adapter: str = "diffusers"
@@ -110,6 +114,7 @@ class GeneratorSpec:
     noise: Literal["source", "candidate"] = "candidate"
     safety_checker: bool = False
     lora: str | None = None
+    variant: str | None = None
     compile: bool = False
     batch_size: int = 8
     options: Mapping[str, Any] = field(default_factory=lambda: _NO_OPTIONS, hash=False)
@@ -224,7 +229,12 @@ OFFICIAL = dataclasses.replace(
     ),
     encoder=EncoderSpec(id="openai/clip-vit-base-patch32", projected=False),
     judge=EncoderSpec(id="openai/clip-vit-large-patch14"),
-    assumed=PAPER.assumed[:3] + PAPER.assumed[4:6] + ("judge: CLIP ViT-L/14",),
+    assumed=(
+        *PAPER.assumed[:3],
+        "captioner: 5 to 20 tokens counted after the prompt (BLIP's own lengths include it)",
+        "receiver in text reconstruction: greedy",
+        "judge: CLIP ViT-L/14",
+    ),
 )
 
 # A first look in minutes: one distilled step, so guidance is off.
@@ -232,8 +242,8 @@ FAST = dataclasses.replace(
     PAPER,
     name="fast",
     captioner=dataclasses.replace(PAPER.captioner, id="Salesforce/blip-image-captioning-base"),
-    generator=GeneratorSpec(id="stabilityai/sdxl-turbo", steps=1, guidance=0.0, size=512,
-                            output_size=256, noise="source", batch_size=8),
+    generator=GeneratorSpec(id="stabilityai/sdxl-turbo", variant="fp16", steps=1, guidance=0.0,
+                            size=512, output_size=256, noise="source", batch_size=8),
     n_sources=100,
     assumed=("everything: a first look with a distilled generator, not the paper's set-up",),
 )

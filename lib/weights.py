@@ -26,11 +26,12 @@ LOCK_FILE = REPO_ROOT / "data" / "models" / "hub.lock.json"
 CONVERTED = REPO_ROOT / "data" / "models" / "hub"
 HINT = "--preset mini needs no download"
 
-# Download sizes in GB: published parameter counts times four bytes (a fetch tells the true size).
+# Download sizes in GB: published parameter counts times four bytes, or two for the half-precision
+# files that the preset `fast` names (a fetch tells the true size).
 APPROXIMATE_GB = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": 5.5,
     "CompVis/stable-diffusion-v1-4": 5.5,
-    "stabilityai/sdxl-turbo": 13.9,
+    "stabilityai/sdxl-turbo": 6.9,
     "openai/clip-vit-large-patch14": 1.7,
     "openai/clip-vit-base-patch32": 0.6,
     "Salesforce/blip-image-captioning-large": 1.9,
@@ -40,10 +41,17 @@ APPROXIMATE_GB = {
 
 # Weights in the layouts of the two libraries, and everything small; no pickles, no half-precision
 # doubles, no single-file originals beside a pipeline's folders.
-TRANSFORMERS_FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
-PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/model.safetensors",
-                  "*/model-*-of-*.safetensors", "*/diffusion_pytorch_model.safetensors",
-                  "*/diffusion_pytorch_model-*-of-*.safetensors")
+TRANSFORMERS_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model.safetensors",
+                      "model-*-of-*.safetensors")
+
+
+def pipeline_files(variant: str | None = None) -> tuple[str, ...]:
+    """The files of a diffusers repository that its pipeline needs, in one variant of weights."""
+    ending = "" if variant is None else f".{variant}"
+    return ("model_index.json", "*/*.json", "*/*.txt", "*/*.model",
+            *(f"*/{stem}{part}{ending}{rest}.safetensors"
+              for stem in ("model", "diffusion_pytorch_model")
+              for part, rest in (("", ""), ("", "-*-of-*"), ("-*-of-*", ""))))
 
 
 def is_local(model_id: str) -> bool:
@@ -346,4 +354,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
+    return any(words in text for words in (
+        "out of memory", "can't allocate memory", "not enough memory"))

@@ -134,6 +134,20 @@ def test_lora_is_fused(tmp_path):
     assert (base.generate(["a cat"], [0]).pixels != tuned.generate(["a cat"], [0]).pixels).any()
 
 
+def test_weights_of_a_variant(tmp_path):
+    import diffusers
+
+    folder = build_stable_diffusion(tmp_path / "sd")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    spec = GeneratorSpec(str(tmp_path / "half"), variant="fp16", steps=1, guidance=0.0, size=32,
+                         output_size=32)
+    assert load_generator(spec, "cpu").generate(["a cat"], [0]).pixels.std() > 1
+    plain = GeneratorSpec(str(tmp_path / "half"), steps=1, guidance=0.0, size=32, output_size=32)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_generator(plain, "cpu")
+
+
 def test_safety_checker_flags(tmp_path):
     from diffusers import StableDiffusionPipeline
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker

@@ -138,7 +138,7 @@ def test_a_cut_off_fetch_is_noticed(hub, tmp_path):
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     assert not weights.is_complete(folder)
     with pytest.raises(UserError, match="cached in part only and HF_HUB_OFFLINE is set"):
-        weights.model_folder("somebody/tiny-sd", None, weights.PIPELINE_FILES)
+        weights.model_folder("somebody/tiny-sd", None, weights.pipeline_files())
     clip = build_clip(tmp_path / "clip")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model.safetensors"}}
     (clip / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
@@ -178,6 +178,24 @@ def test_blip_is_fetched_converted_and_locked(hub, server, tmp_path):
         model_fetch.fetch_blip(target, lambda line: None, url, "somebody/words", head_width=16)
 
 
+@pytest.mark.parametrize(("variant", "wanted", "unwanted"), [
+    (None, ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors",
+            "unet/diffusion_pytorch_model-00001-of-00002.safetensors", "model_index.json",
+            "tokenizer/merges.txt"],
+     ["unet/diffusion_pytorch_model.fp16.safetensors", "v1-5-pruned.safetensors",
+      "unet/diffusion_pytorch_model.bin", "text_encoder/flax_model.msgpack"]),
+    ("fp16", ["unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16.safetensors",
+              "unet/diffusion_pytorch_model-00001-of-00002.fp16.safetensors",
+              "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors"],
+     ["unet/diffusion_pytorch_model.safetensors", "sd_xl_turbo_1.0_fp16.safetensors"]),
+])
+def test_only_the_needed_files_are_fetched(variant, wanted, unwanted):
+    from huggingface_hub.utils import filter_repo_objects
+
+    chosen = filter_repo_objects(wanted + unwanted, allow_patterns=list(weights.pipeline_files(variant)))
+    assert sorted(chosen) == sorted(wanted)
+
+
 def test_what_a_preset_wants():
     ids = [part.id for part in model_fetch.wanted_models(get_preset("paper"))]
     assert ids == ["data/models/hub/blip-large-coco", "openai/clip-vit-large-patch14",
@@ -190,4 +208,4 @@ def test_sizes_are_told_before_a_fetch_fails(hub):
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set") as caught:
         model_fetch.fetch_models(get_preset("fast"), said.append)
     assert "GB in all" in said[-1] and "about 1.0 GB" in str(caught.value)
-    assert np.isclose(float(said[-1].split(", ")[1].split()[0]), 1.0 + 13.9 + 1.7 + 0.6, atol=0.1)
+    assert np.isclose(float(said[-1].split(", ")[1].split()[0]), 1.0 + 6.9 + 1.7 + 0.6, atol=0.1)
