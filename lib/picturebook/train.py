@@ -119,7 +119,7 @@ def train_step(recipe: Recipe, optimiser: torch.optim.Optimizer, step: int, step
         group["lr"] = learning_rate(step, steps, recipe.learning_rate)
     recipe.module.train()
     with torch.autocast(recipe.device, dtype=torch.bfloat16):
-        loss = recipe.loss(batch, noise)
+        loss = recipe.loss(batch, noise, step)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(recipe.module.parameters(), 1.0)
