@@ -225,3 +225,13 @@ def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
     share, spread = k / n, z * np.sqrt(k * (n - k) / n**3 + z**2 / (4 * n**2))
     middle, scale = share + z**2 / (2 * n), 1 + z**2 / n
     return max(0.0, float((middle - spread) / scale)), min(1.0, float((middle + spread) / scale))
+
+
+def examples(found: pd.DataFrame, group: str, n: int) -> list[str]:
+    """Items of the n planted failures whose similarity exceeds their score most.
+
+    found: what `imperfections` or `biases` gives; group: "family" or "biased".
+    """
+    fitting = found[found["failure"] & found[group]]
+    order = fitting.sort_values(["disagreement", "item"], ascending=[False, True])
+    return order["item"].head(n).tolist()

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -184,6 +183,7 @@ def rank_panel(
     ax: Axes,
     profiles: Mapping[str, pd.DataFrame],
     rhos: Mapping[str, Estimate],
+    title: str,
     score_label: str,
     factor: float = 1.0,
 ) -> None:
@@ -206,7 +206,6 @@ def rank_panel(
     last = max(int(table["rank"].max()) for table in profiles.values())
     ax.set_xlim(0.5, last + 0.5)
     ax.set_xticks(range(1, last + 1))
-    ax.set_xlabel("Rank of the reconstruction (1 = most similar to the source)")
     ax.set_ylabel(f"Mean {score_label}")
     ax.grid(axis="y")
     sns.despine(ax=ax)
@@ -217,7 +216,7 @@ def rank_panel(
         text = f"{labels.short_label(dataset)}\nρ = {rhos[dataset].value:.2f}\n"
         text += f"[{low:.2f}, {high:.2f}]"
         ax.annotate(
-            text.replace("-0", "−0"),
+            text.replace("-0.", "−0."),
             (1.02, y),
             xycoords=("axes fraction", "data"),
             color=colour(dataset),
@@ -229,7 +228,9 @@ def rank_panel(
         f"{factor * table['sd'].mean():.3g} ({labels.short_label(dataset)})"
         for dataset, table in profiles.items()
     ]
-    ax.set_title(f"SD over sources: {', '.join(spreads)}", color=GREY, fontsize=6, weight="normal")
+    axis = "Rank of the reconstruction (1 = most similar to the source)"
+    ax.set_xlabel(f"{axis}\nbars: one standard error; SD of single sources: {', '.join(spreads)}")
+    ax.set_title(title)
 
 
 # Figure 4
@@ -311,7 +312,7 @@ def gain_panel(ax: Axes, names: Sequence[str], table: pd.DataFrame, hue: str) ->
     ax.set_yticks(range(len(table), 0, -1), names)
     ax.set_ylim(0.4, len(table) + 0.6)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("Gain over nucleus sampling (%)")
+    ax.set_xlabel("Gain (%)")
     ax.grid(axis="x")
     sns.despine(ax=ax, left=True)
 
@@ -335,7 +336,9 @@ def table_figure(blocks: Sequence[tuple[str, pd.DataFrame]], note: str = "") -> 
         ax.hlines(y - 0.75, 0.005, 0.995, color=INK, linewidth=0.8)
         ax.text(0.005, y, title, weight="bold", va="center", fontsize=7)
         for place, name in zip(places, layout.columns, strict=False):
-            ax.text(place, y + 1, name, ha="right", va="center", color=INK, fontsize=6.5)
+            ax.text(
+                place, y + 1, name.replace(" (", "\n("), ha="right", va="center", fontsize=6.2
+            )
         ax.hlines(y + 1.5, 0.005, 0.995, color=GREY, linewidth=0.4)
         for offset, (name, cells) in enumerate(layout.iterrows(), start=2):
             _table_line(ax, y + offset, places, str(name), cells)
@@ -388,7 +391,6 @@ __all__ = [
     "corner_note",
     "folder",
     "gain_panel",
-    "mpl",
     "rank_panel",
     "save_figure",
     "share_panel",
