@@ -61,13 +61,23 @@ class Rules:
 
     def graph(self) -> Graph:
         """Apply every rule."""
+        self._mend_tags()
         for token in self.doc:
+            if is_side(token):
+                continue
             if is_object(token):
                 self.objects[name(token)] = None
                 self._noun(token)
             elif token.pos_ in ("VERB", "AUX") or misread_actor(token) is not None:
                 self._verb(token)
         return Graph(tuple(self.objects), tuple(self.attributes), tuple(self.relations))
+
+    def _mend_tags(self) -> None:
+        """Give back to the nouns what only looks like a verb: no verb gives "duckling"."""
+        known = self.wordnet.synsets
+        for token in self.doc:
+            if token.pos_ == "VERB" and token.lemma_.lower() not in known and token.lower_ in known:
+                token.pos_, token.tag_, token.lemma_ = "NOUN", "NN", token.lower_
 
     def attribute(self, owner: Token, value: str) -> None:
         thing = self.referent(owner)
@@ -114,8 +124,8 @@ class Rules:
             self.attribute(noun, self.modifier(word))
             for phrase, thing in prepositions(word):  # "full of food", "ready for the oven"
                 self.relate(noun, phrase, thing)
-        for phrase, thing in prepositions(noun):
-            if counted is None and not is_linking(noun):
+        for phrase, thing in [*prepositions(noun), *sides_after(noun)]:
+            if not is_linking(noun) and thing != counted:
                 self.relate(noun, phrase, thing)
 
     # ------------------------------------------------------------ verbs
@@ -180,9 +190,7 @@ def is_object(token: Token) -> bool:
     """Whether a word names an object: a noun that modifies no other, or an indefinite pronoun."""
     if token.lower_ in INDEFINITE or misread_actor(token.head) == token:
         return True
-    if misread_actor(token) is not None:
-        return False
-    if token.dep_ in NOUN_MODIFIERS:
+    if misread_actor(token) is not None or is_side(token) or token.dep_ in NOUN_MODIFIERS:
         return False
     if token.dep_ == "conj" and token.tag_ in ("VB", "VBP"):  # "a toilet and bathtub"
         return token.head.pos_ in NOUNS and not any(c.dep_ in VERBAL for c in token.children)
@@ -192,19 +200,23 @@ def is_object(token: Token) -> bool:
 
 
 def misread_actor(token: Token) -> Token | None:
-    """The noun before a verb that the tagger took for a noun; None for every other word.
+    """The noun before a word that was wrongly taken for its head; None for every other word.
 
     Captions are short and bare, and the tagger reads "a surfboard riding a wave" as a riding, or
-    "a cat stares" as stares. A participle with a determiner, or a plural after "a", gives it away.
+    "a cat stares" as stares. A participle with a determiner, or a plural after "a", gives it away;
+    so does "left of" after a noun ("a balloon left of a house").
     """
-    if token.tag_ not in ("VBG", "NNS") or token.i == 0:
+    if token.i == 0 or not (is_side(token) or token.tag_ in ("VBG", "NNS")):
         return None
+    before = token.doc[token.i - 1]
+    if before.head != token or before.dep_ not in ("amod", "compound", "nsubj"):
+        return None
+    if is_side(token):
+        return before if before.pos_ in NOUNS else None
     articles = {child.lower_ for child in token.children if child.dep_ == "det"}
     if not articles or (token.tag_ == "NNS" and not articles & {"a", "an"}):
         return None
-    before = token.doc[token.i - 1]
-    is_modifier = before.head == token and before.dep_ in ("amod", "compound")
-    return before if is_modifier else None
+    return before
 
 
 def name(token: Token) -> str:
@@ -286,6 +298,13 @@ def is_linking(noun: Token) -> bool:
     return not any(child.dep_ in ("amod", "poss", "compound", "nummod") for child in noun.children)
 
 
+def is_side(token: Token) -> bool:
+    """Whether a word is the "left" of "left of" (in whatever part of speech the tagger sees it)."""
+    if token.lower_ not in ("left", "right") or token.i + 1 == len(token.doc):
+        return False
+    return token.nbor().lower_ == "of"
+
+
 def is_relative(token: Token) -> bool:
     """Whether a word is a relative pronoun."""
     return token.lower_ in ("who", "that", "which")
@@ -294,7 +313,9 @@ def is_relative(token: Token) -> bool:
 def prepositions(head: Token) -> Iterator[tuple[str, Token]]:
     """The prepositional phrases of a word, as (the preposition, possibly several words; its noun)."""
     for child in head.children:
-        if child.dep_ in ("prep", "agent"):
+        if is_side(child):
+            yield from _beside(child)
+        elif child.dep_ in ("prep", "agent"):
             yield from _phrases(child, child.lower_)
         elif child.dep_ == "advmod" and child.lower_ in LEADING:
             for inner in child.children:
@@ -304,11 +325,27 @@ def prepositions(head: Token) -> Iterator[tuple[str, Token]]:
 
 def _phrases(preposition: Token, phrase: str) -> Iterator[tuple[str, Token]]:
     for child in preposition.children:
-        if child.dep_ in ("pobj", "pcomp"):
+        if is_side(child):
+            yield from _beside(child)
+        elif child.dep_ in ("pobj", "pcomp"):
             longer = list(_through(child, phrase)) if is_linking(child) else []
             yield from longer or [(phrase, child)]
         elif child.dep_ == "prep":  # "off of"
             yield from _phrases(child, f"{phrase} {child.lower_}")
+
+
+def _beside(side: Token) -> Iterator[tuple[str, Token]]:
+    """"left of" in all its forms ("to the left of", "on the left of"), and what else hangs on it."""
+    for child in side.children:
+        if child.dep_ == "prep":
+            is_of = child.lower_ == "of"
+            yield from _phrases(child, f"{side.lower_} of" if is_of else child.lower_)
+
+
+def sides_after(noun: Token) -> Iterator[tuple[str, Token]]:
+    """The phrases of a "left of" that was taken for the head of the noun before it."""
+    if is_side(noun.head) and misread_actor(noun.head) == noun:
+        yield from _beside(noun.head)
 
 
 def _through(noun: Token, phrase: str) -> Iterator[tuple[str, Token]]:
