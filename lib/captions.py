@@ -224,7 +224,8 @@ def _record(record: Any, where: str) -> tuple[str, Any, Any]:
     name = next((record[key] for key in _NAME_KEYS if record.get(key) is not None), None)
     texts = next((record[key] for key in _CAPTION_KEYS if record.get(key) is not None), None)
     if name is None or texts is None:
-        raise UserError(f"{where}: needs file_name and caption, has {', '.join(map(str, record)) or 'nothing'}")
+        has = ", ".join(map(str, record)) or "nothing"
+        raise UserError(f"{where}: needs file_name and caption, has {has}")
     if not isinstance(texts, (str, list)):
         raise UserError(f"{where}: captions {texts!r} are neither a text nor a list of texts")
     return where, name, texts

@@ -169,7 +169,8 @@ def _load_named(name: str, layout: Layout) -> Dataset:
     root = layout.root()
     annotation = next((root / a for a in layout.annotation if (root / a).is_file()), None)
     if annotation is None:
-        fetch = "python -m lib.picturebook.build" if layout.scenes else f"./run_all.sh --fetch --dataset {name}"
+        fetch = f"./run_all.sh --fetch --dataset {name}"
+        fetch = "python -m lib.picturebook.build" if layout.scenes else fetch
         hint = f", or set {layout.variable} to a folder that has it" if layout.variable else ""
         raise UserError(f"dataset {name}: {root / layout.annotation[0]} is absent: run {fetch}{hint}")
     images = next((root / i for i in layout.images if (root / i).is_dir()), root / layout.images[0])

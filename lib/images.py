@@ -39,7 +39,7 @@ EXTENSIONS = frozenset(
 )
 # What Pillow's readers raise on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError,
-           OverflowError, TypeError, KeyError, MemoryError, Image.DecompressionBombError)
+           OverflowError, TypeError, KeyError, MemoryError)
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -76,6 +76,8 @@ def decode_image(stream: io.BufferedIOBase, name: str) -> Image.Image:
             f"image {name} is not a picture that can be read ({', '.join(FORMATS)}): "
             "convert it to JPEG or PNG"
         ) from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"image {name} is too large ({error}): reduce it") from error
     except UserError:
         raise
     except _DAMAGE as error:

@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from functools import lru_cache
@@ -19,6 +18,7 @@ from typing import Any
 
 from lib.errors import UserError
 from lib.presets import REPO_ROOT, CaptionerSpec, EncoderSpec, GeneratorSpec, Preset
+from lib.scoring.java import find_java
 
 PACKAGES = ("torch", "transformers", "diffusers", "numpy", "scipy", "pillow", "pyarrow", "pandas",
             "pycocoevalcap", "matplotlib", "papermill")
@@ -66,11 +66,11 @@ def versions() -> dict[str, str | None]:
 
 
 def java_version() -> str | None:
-    """First line of ``java -version`` (METEOR and SPICE run on it); None without Java."""
-    if shutil.which("java") is None:
+    """The Java that METEOR, SPICE and the tokenizer would run on; None without one."""
+    try:
+        return str(find_java())
+    except UserError:
         return None
-    told = _output_of("java", "-version")
-    return told.splitlines()[0] if told else None
 
 
 def device_name() -> str:

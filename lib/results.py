@@ -41,7 +41,6 @@ from lib.presets import REPO_ROOT, Preset, canonical_json, preset_hash
 from lib.provenance import process_name
 
 SCHEMA = "1"
-RUNS = REPO_ROOT / "data" / "runs"
 
 CAPTION_SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "cider_d", "meteor", "rouge_l",
                   "spice_spacy", "spice")
@@ -214,11 +213,16 @@ def marks(path: Path) -> dict[str, str]:
 # --- runs --------------------------------------------------------------------------------------
 
 
+def runs_root() -> Path:
+    """Where runs lie: ``data/runs``, or where the variable COMPENDIUM_RUNS points."""
+    return Path(os.environ.get("COMPENDIUM_RUNS", REPO_ROOT / "data" / "runs"))
+
+
 def safe_part(text: str) -> str:
     """A text as one part of a file name: letters, digits, ``._-``; a short hash where that loses
     something, so that two texts never share a name (not even where case is ignored)."""
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:60]
-    if slug == text and slug == slug.lower():
+    if slug and slug == text and slug == slug.lower():
         return slug
     return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
 
@@ -339,7 +343,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def find(key: RunKey, weights_known: bool, root: Path = RUNS) -> Run:
+def find(key: RunKey, weights_known: bool, root: Path) -> Run:
     """The finished run with this key, or UserError that says which notebook makes it.
 
     Where the weights are not on this machine their fingerprint is unknown, and the newest finished

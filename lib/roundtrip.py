@@ -81,7 +81,7 @@ def _check_counts(**counts: Any) -> None:
 
 def plan_run(
     preset: Preset, dataset: str | Dataset, task: str, n_sources: int, n_candidates: int, seed: int,
-    root: Path = results.RUNS, shard_size: int = SHARD_SIZE,
+    root: Path | None = None, shard_size: int = SHARD_SIZE,
 ) -> Plan:
     """Work out what a run consists of, without playing it.
 
@@ -99,7 +99,7 @@ def plan_run(
     chosen = fitting.subset(n_sources, seed)
     key = RunKey(preset, chosen.name, task, len(chosen), n_candidates, seed, chosen.fingerprint,
                  provenance.model_fingerprints(preset))
-    run = Run(Path(root) / key.name)
+    run = Run(Path(root or results.runs_root()) / key.name)
     # A run keeps the shards that it was begun with, whatever the size asked for now.
     begun = results.read_json(run.path / "run.json") or {}
     kept = begun.get("shard_size") if begun.get("hash") == key.hash else None
@@ -127,7 +127,7 @@ def _fit(dataset: Dataset, task: str) -> tuple[Dataset, tuple[str, ...]]:
 def play(
     preset: Preset, dataset: str | Dataset, task: str, n_sources: int, n_candidates: int,
     seed: int, engine: str = "local", workers: int = 1, progress: bool = True,
-    models: Models | None = None, root: Path = results.RUNS, shard_size: int = SHARD_SIZE,
+    models: Models | None = None, root: Path | None = None, shard_size: int = SHARD_SIZE,
 ) -> Run:
     """Play a run to its end, or return at once if it is finished.
 
@@ -326,11 +326,11 @@ def _write_parts(
 
 def find_run(
     preset: Preset, dataset: str | Dataset, task: str, n_sources: int, n_candidates: int,
-    seed: int, root: Path = results.RUNS,
+    seed: int, root: Path | None = None,
 ) -> Run:
     """The finished run with these parameters; UserError says which notebook makes it."""
     plan = plan_run(preset, dataset, task, n_sources, n_candidates, seed, root)
-    return results.find(plan.key, provenance.weights_present(preset), Path(root))
+    return results.find(plan.key, provenance.weights_present(preset), plan.run.path.parent)
 
 
 def sources_of(run: Run, dataset: str | Dataset) -> dict[str, Item]:

@@ -20,8 +20,6 @@ import pyarrow as pa
 import lib
 from lib import metrics, ranking
 from lib.datasets import Item
-from lib.picturebook import semantics
-from lib.picturebook.scenes import Scene
 from lib.results import BASELINES, CAPTION_SCORES, ROWS, SEMANTIC_SCORES, to_table
 
 LIB = Path(lib.__file__).parent
@@ -111,9 +109,5 @@ def _against_scenes(pairs: pd.DataFrame, items: Mapping[str, Item]) -> pd.DataFr
     scenes = [items[item].scene for item in pairs["item"]]
     if not any(scene is not None for scene in scenes):
         return pd.DataFrame(np.nan, index=pairs.index, columns=list(SEMANTIC_SCORES))
-    rows = [
-        {} if scene is None else semantics.judge(caption, Scene.from_dict(dict(scene)))
-        for caption, scene in zip(pairs["caption"], scenes, strict=True)
-    ]
-    found = pd.DataFrame(rows, index=pairs.index, dtype=np.float64).add_prefix("sem_")
-    return found.reindex(columns=list(SEMANTIC_SCORES))
+    found = metrics.score_semantics(pairs["caption"].tolist(), scenes)
+    return found.reindex(columns=list(SEMANTIC_SCORES)).set_index(pairs.index)
