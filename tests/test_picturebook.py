@@ -181,7 +181,7 @@ def test_training_resumes_where_it_stopped(tmp_path, name):
     weights = []
     for label, stops in (("once", (3,)), ("twice", (2, 3))):
         for stop in stops:
-            train.train(name, stop, "cpu", tmp_path / label, tmp_path / label / "scratch", total=3)
+            train.train(name, stop, "cpu", tmp_path / label, tmp_path / label / "scratch")
         state = torch.load(tmp_path / label / "scratch" / name / "checkpoint.pt", weights_only=True)
         assert state["step"] == 3 and recipe.batch_size > 0
         weights.append(state["module"])

@@ -1,7 +1,7 @@
-"""Train the mini models: `python -m lib.picturebook.train autoencoder generator captioner encoder judge probe`.
+"""Train the mini models: `python -m lib.picturebook.train autoencoder decoder generator captioner encoder judge probe`.
 
 Resumable (a checkpoint every two minutes), seeded, on CPU or CUDA. The order matters only in that the
-generator and the probe need the finished autoencoder.
+decoder, the generator and the probe need the finished autoencoder, and the probe the decoder.
 """
 
 from __future__ import annotations
@@ -71,21 +71,17 @@ def save_checkpoint(folder: Path, step: int, seconds: float, recipe: Recipe, opt
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
 
 
-def train(
-    name: str, steps: int | None, device: str, models: Path = MODELS, scratch: Path = SCRATCH, total: int | None = None
-) -> None:
+def train(name: str, steps: int | None, device: str, models: Path = MODELS, scratch: Path = SCRATCH) -> None:
     """Train one model to `steps`, from its checkpoint if there is one, and export its averaged weights.
 
-    Args:
-        steps: where to stop (default: the recipe's). total: where the learning rate's cosine ends (default: `steps`).
+    The learning rate's cosine ends at the recipe's own number of steps, wherever this run stops.
     """
     torch.manual_seed(RECIPES[name].seed)
     recipe = RECIPES[name](models, device)
     steps = steps or recipe.steps
-    total = total or steps
     folder = scratch / name
     folder.mkdir(parents=True, exist_ok=True)
-    optimiser = torch.optim.AdamW(recipe.module.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(trainable(recipe.module), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     average, first, before = Average(recipe.module), 0, 0.0
     if (folder / "checkpoint.pt").exists():
         state = torch.load(folder / "checkpoint.pt", map_location=device, weights_only=True)
@@ -96,7 +92,7 @@ def train(
     started = saved = time.monotonic()
     running: float | None = None
     for step in range(first, steps):
-        value = train_step(recipe, optimiser, step, total)
+        value = train_step(recipe, optimiser, step, recipe.steps)
         average.update(recipe.module, step)
         running = value if running is None else 0.98 * running + 0.02 * value
         if not math.isfinite(value):
@@ -111,8 +107,13 @@ def train(
             publish(name, recipe, average, folder, step + 1, before + now - started)
 
 
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The weights that are not frozen."""
+    return [weight for weight in module.parameters() if weight.requires_grad]
+
+
 def train_step(recipe: Recipe, optimiser: torch.optim.Optimizer, step: int, steps: int) -> float:
-    """One update on the batch that (seed, step) draws; returns its loss."""
+    """One update on the batch that (seed, step) draws, on a schedule of `steps`; returns its loss."""
     batch = {key: value.to(recipe.device) for key, value in recipe.batch(random.Random(f"{recipe.seed}-{step}")).items()}
     noise = torch.Generator().manual_seed(1_000_003 * recipe.seed + step)
     for group in optimiser.param_groups:
