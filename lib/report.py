@@ -1,0 +1,292 @@
+"""One page with everything a preset's notebooks found: figures, tables, verdicts, provenance.
+
+The page is self-contained (styles, scripts and pictures inside it) and loads nothing from a
+network.  It only reads what the notebooks wrote, so it can be made again at any time::
+
+    python -m lib.report --preset mini
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from lib import figures, labels
+from lib.errors import UserError
+from lib.presets import REPO_ROOT, Preset, get_preset
+from lib.results import Run
+from lib.study import cost_table
+
+TEMPLATE = "report.html.j2"
+VECTOR_LIMIT = 1_500_000  # bytes: a larger SVG is shown as its PNG
+FINDINGS = {
+    "holds": "holds",
+    "undecided": "undecided",
+    "reversed": "does not hold",
+    "unknown": "cannot be judged",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question of the paper: its figures, its verdicts, its tables, the notebook behind it."""
+
+    name: str
+    heading: str
+    lead: str
+    figures: tuple[str, ...]
+    notebook: str
+    tables: tuple[str, ...] = ()
+
+
+SECTIONS = (
+    Section(
+        "figure3",
+        "Is the better reconstruction the better message?",
+        "Candidates of one source, ranked by how well the source comes back. If the claim holds, "
+        "the curves fall from left to right.",
+        ("figure3",),
+        "03_figure3_reconstruction_rank",
+    ),
+    Section(
+        "table1",
+        "Does selecting beat sampling?",
+        "The selected candidate against the mean candidate. A filled dot has an interval "
+        "without zero.",
+        ("table1_gains",),
+        "05_table1_selection_vs_nucleus",
+        ("table1", "table1_text"),
+    ),
+    Section(
+        "figure4",
+        "Are sources that come back well also described well?",
+        "Means of sources: easy ones against hard ones. This trend is no evidence for selection.",
+        ("figure4",),
+        "04_figure4_reconstruction_correlation",
+    ),
+    Section(
+        "figure5",
+        "What does it look like?",
+        "Rows chosen by rule. The green frame is what the game selects.",
+        ("figure5",),
+        "06_figure5_qualitative",
+    ),
+    Section(
+        "figure6",
+        "Which pictures are easy?",
+        "Good reconstruction and high caption quality at once.",
+        ("figure6",),
+        "07_figure6_good_reconstructions",
+    ),
+    Section(
+        "failures",
+        "When does the game mislead?",
+        "The paper's two kinds of failure, counted beside control pictures without the plant.",
+        ("failures_counts", "failures_gallery"),
+        "08_failure_cases",
+    ),
+)
+
+
+# reading what the notebooks wrote
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): run its notebook again") from error
+
+
+def _data_uri(folder: Path, name: str) -> str:
+    """The figure as a data URI: the vector file unless it is large."""
+    path, kind = folder / f"{name}.svg", "image/svg+xml"
+    if not path.is_file() or path.stat().st_size > VECTOR_LIMIT:
+        path, kind = folder / f"{name}.png", "image/png"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def _figure(folder: Path, name: str) -> dict[str, Any]:
+    sidecar = _read(folder / f"{name}.json")
+    files = [f"{name}.{kind}" for kind in ("svg", "pdf", "png", "json")]
+    return {
+        "name": name,
+        "title": sidecar["title"],
+        "alt": sidecar["alt"],
+        "uri": _data_uri(folder, name),
+        "files": [file for file in files if (folder / file).is_file()],
+    }
+
+
+def _verdicts(folder: Path, name: str) -> list[dict[str, Any]]:
+    path = folder / f"{name}.verdict.json"
+    return [_shown(record) for record in _read(path)] if path.is_file() else []
+
+
+def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A verdict with the words and the small interval plot of the page."""
+    low, high = record["interval"]
+    known = None not in (low, high, record["value"])
+    reach = 1.15 * max(abs(low), abs(high), 1e-9) if known else 1.0
+    percent = {
+        part: round(50 + 50 * value / reach, 2)
+        for part, value in zip(("low", "high", "value"), (low, high, record["value"]), strict=True)
+        if known
+    }
+    numbers = ""
+    if known:
+        unit = record["unit"]
+        numbers = f"{record['value']:.3g}{unit} [{low:.3g}, {high:.3g}]".replace("-", "−")
+    where = f"{labels.TASKS[record['task']]}, {labels.short_label(record['dataset'])}"
+    word = FINDINGS[record["finding"]]
+    return {**record, "plot": percent, "numbers": numbers, "where": where, "word": word}
+
+
+def _tables(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Printed tables as text cells, one a dataset and domain."""
+    from lib.tables import paper_layout  # reads scores only, but brings the metrics with it
+
+    shown = []
+    for name in names:
+        path = folder / f"{name}.csv"
+        if not path.is_file():
+            continue
+        for (dataset, domain), block in pd.read_csv(path).groupby(["dataset", "domain"], sort=False):
+            layout = paper_layout(block, context=domain == "all")
+            task = labels.TASKS[block["task"].iloc[0]]
+            place = f"{labels.dataset_label(dataset)}, {labels.DOMAINS.get(domain, domain)}"
+            shown.append(
+                {
+                    "title": f"{task}: {place} (n = {block['n'].max()})",
+                    "columns": list(layout.columns),
+                    "lines": [(str(row), list(cells)) for row, cells in layout.iterrows()],
+                    "main": domain == "all",
+                }
+            )
+    return shown
+
+
+def _sections(folder: Path) -> list[dict[str, Any]]:
+    """The sections whose figures are there."""
+    shown = []
+    for section in SECTIONS:
+        present = [name for name in section.figures if (folder / f"{name}.json").is_file()]
+        if not present:
+            continue
+        page = folder / "notebooks" / f"{section.notebook}.html"
+        shown.append(
+            {
+                "section": section,
+                "figures": [_figure(folder, name) for name in present],
+                "verdicts": _verdicts(folder, section.name),
+                "tables": _tables(folder, section.tables),
+                "link": f"notebooks/{page.name}" if page.is_file() else None,
+            }
+        )
+    return shown
+
+
+# provenance and cost
+
+
+def _runs(sidecars: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """rows path -> hash of all input rows of the page's figures."""
+    found: dict[str, str] = {}
+    for sidecar in sidecars:
+        found |= {entry["rows"]: entry["sha256"] for entry in sidecar["input"]}
+    return dict(sorted(found.items()))
+
+
+def _cost(paths: Sequence[str]) -> dict[str, Any]:
+    """Seconds and passes of the runs that are still on this disk, as text cells."""
+    root = Path(os.environ.get("COMPENDIUM_RUNS", REPO_ROOT / "data" / "runs"))
+    folders = [root / Path(path).parent.name for path in paths]
+    table = cost_table([Run(folder) for folder in folders if folder.is_dir()])
+    lines = [
+        (str(name), ["–" if math.isnan(value) else f"{value:,.4g}" for value in values])
+        for name, values in zip(table.index, table.to_numpy(dtype=float), strict=True)
+    ]
+    return {"columns": list(table.columns), "lines": lines}
+
+
+def _provenance(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    sidecars = [_read(folder / f"{name}.json") for name in names]
+    first, runs = sidecars[0], _runs(sidecars)
+    commits = sorted({str(s["commit"]) + (" (changed)" if s["dirty"] else "") for s in sidecars})
+    facts = {
+        "commit": ", ".join(commits),
+        "seed": first["seed"],
+        "python": first["python"],
+        "system": first["system"],
+        "device": first["device"] or "not asked (figures need none)",
+        "java": first["java"] or "none",
+    }
+    return {
+        "facts": facts,
+        "versions": first["versions"],
+        "preset": json.dumps(first["preset"], indent=2, ensure_ascii=False),
+        "assumed": first["preset"].get("assumed", []),
+        "runs": runs,
+        "cost": _cost(list(runs)),
+    }
+
+
+def build_report(preset: Preset | str) -> Path:
+    """Write figures/<preset>/index.html from what the notebooks wrote; returns its path.
+
+    Raises UserError if no figure of the preset is there or a file beside one is damaged.
+    """
+    preset = get_preset(preset) if isinstance(preset, str) else preset
+    folder = figures.folder(preset)
+    sections = _sections(folder)
+    if not sections:
+        raise UserError(f"{folder} has no figures: run ./run_all.sh --preset {preset.name} first")
+    names = [figure["name"] for shown in sections for figure in shown["figures"]]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    tally = [v["finding"] for shown in sections for v in shown["verdicts"]]
+    page = environment.get_template(TEMPLATE).render(
+        preset=preset,
+        datasets=[labels.dataset_label(name) for name in preset.datasets],
+        sections=sections,
+        tally={word: tally.count(key) for key, word in FINDINGS.items()},
+        total=len(tally),
+        provenance=_provenance(folder, names),
+    )
+    target = folder / "index.html"
+    partial = target.with_name(".index.html.partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, target)
+    return target
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: 0, or 2 with one line on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m lib.report", description=__doc__.split("\n")[0])
+    parser.add_argument("--preset", default="mini", help="a name or a .toml file (default: mini)")
+    try:
+        print(build_report(parser.parse_args(arguments).preset))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
