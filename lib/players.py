@@ -165,6 +165,20 @@ def depict(generator: Generator, texts: Texts, seeds: Sequence[int], cost: Cost)
                     np.asarray(drawn.truncated, dtype=bool)[index])
 
 
+def reads(encoder: Encoder, kind: str) -> bool:
+    """Whether an encoder embeds "texts" or "images": some read pictures only, some texts only.
+
+    It says so by ``reads_texts`` or ``reads_images``; one of our own adapters may also just leave
+    the base class's method for that kind, which refuses, as it is.
+    """
+    stated = getattr(encoder, f"reads_{kind}", None)
+    if stated is not None:
+        return bool(stated)
+    method = f"_{kind}"
+    makers = [base for base in type(encoder).__mro__ if method in vars(base)]
+    return not makers or (makers[0].__module__, makers[0].__name__) != ("lib.encoders", "Encoder")
+
+
 class Reader:
     """An encoder during one shard: it embeds every distinct text and picture once."""
 
@@ -189,7 +203,7 @@ class Reader:
         return vectors
 
     def _embed_texts(self, content: Texts) -> np.ndarray | None:
-        if not getattr(self.encoder, "reads_texts", True):
+        if not reads(self.encoder, "texts"):
             return None
         new = [text for text in dict.fromkeys(content.texts) if text not in self._texts]
         if new:
@@ -198,7 +212,7 @@ class Reader:
         return np.stack([self._texts[text] for text in content.texts])
 
     def _embed_pictures(self, content: Pictures) -> np.ndarray | None:
-        if not getattr(self.encoder, "reads_images", True):
+        if not reads(self.encoder, "images"):
             return None
         if id(content) not in self._pictures:  # the content is kept, so that its id stays its own
             with self.cost.stage("embed", images_embedded=len(content.pixels)):

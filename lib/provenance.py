@@ -65,6 +65,7 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+@lru_cache(maxsize=1)
 def java_version() -> str | None:
     """The Java that METEOR, SPICE and the tokenizer would run on; None without one."""
     try:

@@ -26,6 +26,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
-            with temporary.open("rb+") as stream:
-                os.fsync(stream.fileno())
+            _force_to_disk(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -121,6 +121,39 @@ def _writing_failed(path: Path, error: OSError) -> Exception:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write bytes atomically."""
     write_atomic(path, lambda temporary: temporary.write_bytes(data) and None)
+
+
+def write_many(files: Mapping[Path, bytes], scratch: Path) -> None:
+    """Write several files, each atomically, by way of the folder ``scratch`` on the same disk.
+
+    Forcing them to disk side by side takes a fraction of the time of one after the other.
+    """
+    temporary = {path: scratch / f"{os.getpid()}-{i}.tmp" for i, path in enumerate(files)}
+    path = scratch
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        for path, data in files.items():
+            temporary[path].write_bytes(data)
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            list(pool.map(_force_to_disk, temporary.values()))
+        for folder in {path.parent for path in files}:
+            folder.mkdir(parents=True, exist_ok=True)
+        for path, written in temporary.items():
+            os.replace(written, path)
+    except OSError as error:
+        raise _writing_failed(path, error) from error
+
+
+def _force_to_disk(path: Path) -> None:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove temporary files that killed processes left; only for who holds the run's lock."""
+    for pattern in (".scratch/*.tmp", ".*.tmp", "shards/.*.tmp", "baselines/.*.tmp"):
+        for path in run.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -153,6 +153,7 @@ def play(
 
 def begin(plan: Plan) -> None:
     """Write ``run.json`` before the first shard; a begun run's first record stays."""
+    results.remove_leftovers(plan.run.path)
     path = plan.run.path / "run.json"
     known = results.read_json(path)
     if known is None or known.get("hash") != plan.key.hash:
@@ -235,8 +236,8 @@ def play_pending(plan: Plan, waiting: Sequence[int], models: Models, progress: b
 
 def publish(plan: Plan, index: int, played: Played, cost: Mapping[str, Any]) -> None:
     """Put a shard on disk: pictures, then baselines, then its rows, whose file makes it done."""
-    for name, pixels in played.pictures.items():
-        results.write_bytes(plan.run.path / name, png_bytes(pixels))
+    pictures = {plan.run.path / name: png_bytes(p) for name, p in played.pictures.items()}
+    results.write_many(pictures, plan.run.path / ".scratch")
     if played.baselines is not None:
         results.write_table(plan.baseline_path(index), played.baselines, plan.key.hash)
     results.write_table(plan.shard_path(index), played.rows, plan.key.hash)

@@ -7,14 +7,15 @@ colour word it finds, the encoder embeds pictures and texts in one space of colo
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from lib.players import Models
-from lib.presets import Decoding
+from lib.presets import Decoding, Preset
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220),
            "yellow": (230, 210, 40), "white": (245, 245, 245), "black": (15, 15, 15)}
@@ -118,3 +119,25 @@ def stand_ins(flag: str | None = None) -> Models:
     """A full set of players; pictures of texts with ``flag`` in them come back flagged."""
     return Models(ColourCaptioner(), ColourGenerator(flag=flag), ColourEncoder(),
                   ColourEncoder(bias=0.8))
+
+
+class Slow:
+    """Players that take a moment, so that a kill finds them at work."""
+
+    @staticmethod
+    def all(models: Models) -> Models:
+        return replace(models, generator=Slow(models.generator))
+
+    def __init__(self, player) -> None:
+        self.player = player
+
+    def generate(self, *arguments):
+        time.sleep(0.02)
+        return self.player.generate(*arguments)
+
+
+def without_weights(preset: Preset) -> Preset:
+    """The preset with ids that mean no folder: the players are handed over, not loaded."""
+    parts = {name: replace(getattr(preset, name), id=f"standin/{name}", revision="1")
+             for name in ("captioner", "generator", "encoder", "judge")}
+    return replace(preset, **parts)

@@ -14,16 +14,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tests.standins import COLOURS, NAMES, stand_ins
+from tests.standins import COLOURS, NAMES, stand_ins, without_weights
 
-from lib import results, roundtrip
+from lib import encoders, results, roundtrip
 from lib.datasets import load_dataset
 from lib.errors import UserError
-from lib.players import Models
+from lib.players import Models, reads
 from lib.presets import REPO_ROOT, get_preset
 from lib.seeds import stable_seed
 
-MINI = get_preset("mini")
+MINI = without_weights(get_preset("mini"))
 BY_CANDIDATE = dataclasses.replace(
     MINI, generator=dataclasses.replace(MINI.generator, noise="candidate"))
 N, K = 13, 5
@@ -76,7 +76,8 @@ def scored(captioned, tmp_path_factory):
 def contents(run):
     """The bytes of everything that must repeat."""
     names = ["rows.parquet", "baselines.parquet"]
-    paths = [run.path / n for n in names] + sorted((run.path / "images").rglob("*.*"))
+    pictures = sorted(p for p in (run.path / "images").rglob("*") if p.is_file())
+    paths = [run.path / n for n in names] + pictures
     paths += sorted((run.path / "shards").glob("*")) + sorted((run.path / "baselines").glob("*"))
     return {str(p.relative_to(run.path)): p.read_bytes() for p in paths}
 
@@ -296,34 +297,19 @@ KILLED = """
 import sys
 sys.path.insert(0, ".")
 from pathlib import Path
-from tests.standins import stand_ins
-from tests.test_roundtrip import Slow
+from tests.standins import Slow, stand_ins, without_weights
 from lib import roundtrip
 from lib.presets import get_preset
 print("ready", flush=True)
-roundtrip.play(get_preset("mini"), sys.argv[1], "image", 13, 5, 0, models=Slow.all(stand_ins()),
+roundtrip.play(without_weights(get_preset("mini")), sys.argv[1], "image", 13, 5, 0,
+               models=Slow.all(stand_ins()),
                root=Path(sys.argv[2]), shard_size=1, progress=False)
 """
 
 
-class Slow:
-    """Players that take a moment, so that a kill finds them at work."""
-
-    @staticmethod
-    def all(models: Models) -> Models:
-        return dataclasses.replace(models, generator=Slow(models.generator))
-
-    def __init__(self, player) -> None:
-        self.player = player
-
-    def generate(self, *arguments):
-        time.sleep(0.02)
-        return self.player.generate(*arguments)
-
-
 def test_killed_at_random_moments(uncut, bare, tmp_path):
     moments = random.Random(5)
-    for _ in range(4):
+    for _ in range(3):
         with subprocess.Popen([sys.executable, "-c", KILLED, bare, str(tmp_path)], cwd=REPO_ROOT,
                               stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "ready\n"
@@ -332,8 +318,8 @@ def test_killed_at_random_moments(uncut, bare, tmp_path):
     run = play(bare, tmp_path, shard_size=1)
     pd.testing.assert_frame_equal(run.rows(), uncut.rows())
     whole = play(bare, tmp_path / "whole", shard_size=1)
-    pictures = {n: b for n, b in contents(run).items() if ".tmp" not in n}
-    assert pictures == contents(whole)
+    assert contents(run) == contents(whole)
+    assert list(run.path.rglob("*.tmp")) == []
 
 
 # --- what cannot be measured -------------------------------------------------------------------
@@ -468,3 +454,11 @@ def test_scores_are_made_again_when_the_scoring_code_changed(uncut, bare, tmp_pa
     results.write_atomic(run.path / "rows.parquet", old)
     play(bare, tmp_path, models=Models(None, None, None))
     assert contents(run) == contents(uncut)
+
+
+@pytest.mark.parametrize(("name", "images", "texts"), [
+    ("Clip", True, True), ("Siglip", True, True), ("Dino", True, False), ("Sentence", False, True)])
+def test_adapters_tell_what_they_read(name, images, texts):
+    adapter = getattr(encoders, name)
+    blank = adapter.__new__(adapter)  # no weights: only the class is asked
+    assert reads(blank, "images") == images and reads(blank, "texts") == texts
