@@ -188,6 +188,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any],
             papermill.execute_notebook(
                 notebook, target, dict(parameters), kernel_name="python3", language="python",
                 cwd=REPO_ROOT, progress_bar=False, stdout_file=stream, stderr_file=stream,
+                start_timeout=600,  # a busy machine may need minutes to start a process
                 config=Config({"KernelManager": manager, "AsyncKernelManager": manager}))
         except papermill.PapermillExecutionError as error:
             raise _failure(error, notebook, target) from error

@@ -157,18 +157,22 @@ class Place:
         return self.executed / f"{notebook.stem}.stamp.json"
 
 
-def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
-    """Hash all that a notebook's outcome depends on: itself, parameters, code, pins, data, rows.
-
-    Data, weights and rows count by path, size and time of change, as ``make`` does: hashing a
-    large run would take longer than drawing it.
-    """
+def program_digest(notebook: Path, parameters: Mapping[str, Any]) -> str:
+    """Hash what is run: the notebook, its parameters, the code, the pins, an own preset."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode("utf-8"))
     code = sorted((REPO_ROOT / "lib").rglob("*.py"))
     for path in [notebook, *code, REPO_ROOT / "requirements.lock", *preset_files(parameters)]:
         digest.update(str(path).encode("utf-8") + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def data_digest() -> str:
+    """Hash what is read: rows, embedded data and weights, by path, size and time of change.
+
+    As ``make`` does it: hashing the contents of a large run would take longer than drawing it.
+    """
     from lib.results import runs_root
-    data = REPO_ROOT / "data"
+    data, digest = REPO_ROOT / "data", hashlib.sha256()
     inputs = [*runs_root().glob("*/*.parquet"), *(data / "models").glob("mini/**/*"),
               *(data / "picturebook").rglob("*.json")]
     for path in sorted(path for path in inputs if path.is_file()):
@@ -188,10 +192,11 @@ def is_fresh(notebook: Path, parameters: Mapping[str, Any], place: Place) -> boo
     try:
         stamp = json.loads(place.stamp(notebook).read_text(encoding="utf-8"))
         written = [Path(name) for name in stamp["wrote"]]
-        known = stamp["fingerprint"]
+        known = (stamp["program"], stamp["data"])
     except (OSError, ValueError, KeyError, TypeError):
         return False  # no stamp, or one cut off while it was written: run it
-    return all(path.exists() for path in written) and known == fingerprint(notebook, parameters)
+    return (all(path.exists() for path in written)
+            and known == (program_digest(notebook, parameters), data_digest()))
 
 
 def written_since(folder: Path, start_ns: int) -> list[Path]:
@@ -226,7 +231,17 @@ def duration(seconds: float) -> str:
     return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
-def run_all(flags: argparse.Namespace, folder: Path = notebooks.NOTEBOOKS) -> None:
+@dataclass(frozen=True)
+class Outcome:
+    """What a call has done: for each notebook that ran, the figure files that it wrote."""
+
+    preset: Preset
+    place: Place
+    wrote: Mapping[Path, Sequence[Path]]
+    seconds: float
+
+
+def run_all(flags: argparse.Namespace, folder: Path = notebooks.NOTEBOOKS) -> Outcome:
     """Run what the flags ask for; raises UserError or NotebookFailure at the first that fails."""
     preset = get_preset(flags.preset)
     check_dataset(flags.dataset)
@@ -239,6 +254,7 @@ def run_all(flags: argparse.Namespace, folder: Path = notebooks.NOTEBOOKS) -> No
     place = Place(figures_folder(preset))
     start = time.monotonic()
     wrote: dict[Path, list[Path]] = {}
+    programs = {path: program_digest(path, parameters[path]) for path in chosen}
     try:
         for number, path in enumerate(chosen, start=1):
             headline = f"[{number}/{len(chosen)}] {path.stem}"
@@ -250,23 +266,34 @@ def run_all(flags: argparse.Namespace, folder: Path = notebooks.NOTEBOOKS) -> No
     finally:
         # At the end, because the rows that the later notebooks read come from the earlier ones.
         for path, files in wrote.items():
-            stamp = {"fingerprint": fingerprint(path, parameters[path]), "wrote": list(map(str, files))}
+            stamp = {"program": programs[path], "data": data_digest(), "wrote": list(map(str, files))}
             place.stamp(path).write_text(json.dumps(stamp, indent=1), encoding="utf-8")
-    summarise(place, wrote, time.monotonic() - start)
+    return Outcome(preset, place, wrote, time.monotonic() - start)
 
 
-def summarise(place: Place, wrote: Mapping[Path, Sequence[Path]], seconds: float) -> None:
+def write_report(outcome: Outcome) -> Path | None:
+    """Make the report from all figures there are; None as long as there is none."""
+    if not any(outcome.place.figures.glob("*.svg")):
+        return None
+    from lib.report import build_report
+    return build_report(outcome.preset)
+
+
+def summarise(outcome: Outcome, report: Path | None) -> None:
     """End by naming what was written and where to look first."""
     from lib.results import runs_root
-    files = sorted({path for paths in wrote.values() for path in paths})
+    place, count = outcome.place, len(outcome.wrote)
+    files = sorted({path for paths in outcome.wrote.values() for path in paths})
     figures = [path for path in files if path.parent == place.figures]
-    print(f"\n{len(wrote)} notebook{'' if len(wrote) == 1 else 's'} run in {duration(seconds)}")
+    print(f"\n{count} notebook{'' if count == 1 else 's'} run in {duration(outcome.seconds)}")
     for path in figures:
         if path.suffix in (".pdf", ".csv", ".tex"):
             print(f"  wrote {shorten(path)}")
     print(f"  figures and tables: {shorten(place.figures)}")
     print(f"  executed notebooks: {shorten(place.executed)} (.ipynb and .html)")
     print(f"  rows: {shorten(runs_root())}")
+    if report is not None:
+        print(f"  report, to read first: {shorten(report)}")
 
 
 def shorten(path: Path) -> str:
@@ -282,7 +309,8 @@ def _stop(signum: int, frame: object) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 1 (a notebook failed), 2 (bad input), 130 (stopped)."""
     try:
-        run_all(parse(arguments))
+        outcome = run_all(parse(arguments))
+        summarise(outcome, write_report(outcome))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

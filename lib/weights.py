@@ -227,8 +227,8 @@ def used_revision(folder: Path) -> str | None:
 def loading(model_id: str) -> Iterator[None]:
     """Turn whatever goes wrong while weights load into one UserError.
 
-    Hides progress bars, and the warnings that torchvision is absent (it is, on purpose); what
-    matters among the others is checked by the loaders themselves.
+    Hides progress bars, and warnings such as that torchvision is absent (it is, on purpose) or
+    that a pipeline has a small autoencoder; what matters is checked by the loaders themselves.
     """
     import transformers.utils.logging as transformers_logging
 
@@ -236,6 +236,8 @@ def loading(model_id: str) -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     import diffusers.utils.logging as diffusers_logging
 
+    diffusers_verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
     transformers_bar = transformers_logging.is_progress_bar_enabled()
     diffusers_bar = diffusers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -249,6 +251,7 @@ def loading(model_id: str) -> Iterator[None]:
                         f"{_first_line(error)}): check its files and the preset's adapter") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+        diffusers_logging.set_verbosity(diffusers_verbosity)
         if transformers_bar:
             transformers_logging.enable_progress_bar()
         if diffusers_bar:

@@ -51,8 +51,10 @@ def test_runs_in_order_keeps_copies_and_skips_what_is_up_to_date(folder, tmp_pat
     set_manifest(folder, "01_first.ipynb", "02_second")
     flags = pipeline.parse(["--n", "7", "--seed", "3", "--param", "FACTOR=5"])
 
-    pipeline.run_all(flags, folder)
+    outcome = pipeline.run_all(flags, folder)
+    pipeline.summarise(outcome, pipeline.write_report(outcome))
     out = capsys.readouterr().out
+    assert "2 notebooks run" in out and "report" not in out  # there is no figure to report on
     assert "[1/2] 01_first\n      sources: 7 seed: 3\n      half\n      done in " in out
     assert "[2/2] 02_second  " in out and "square.csv" in out
     assert figure.read_text() == "25.0"
@@ -74,16 +76,15 @@ def test_runs_in_order_keeps_copies_and_skips_what_is_up_to_date(folder, tmp_pat
 def test_up_to_date_depends_on_rows_parameters_and_source(folder, tmp_path):
     path = write_notebook(folder / "01_a.ipynb", "x = 1")
     given = {"PRESET": "mini", "N_SOURCES": 1}
-    first = pipeline.fingerprint(path, given)
-    assert pipeline.fingerprint(path, given) == first
-    assert pipeline.fingerprint(path, {**given, "N_SOURCES": 2}) != first
+    program, data = pipeline.program_digest(path, given), pipeline.data_digest()
+    assert (pipeline.program_digest(path, given), pipeline.data_digest()) == (program, data)
+    assert pipeline.program_digest(path, {**given, "N_SOURCES": 2}) != program
     run = tmp_path / "runs" / "mini--x"
     run.mkdir(parents=True)
     (run / "rows.parquet").write_bytes(b"rows")
-    second = pipeline.fingerprint(path, given)
-    assert second != first
+    assert pipeline.data_digest() != data
     write_notebook(path, "x = 2")
-    assert pipeline.fingerprint(path, given) != second
+    assert pipeline.program_digest(path, given) != program
 
 
 def test_user_error_is_one_line_and_the_copy_is_kept(folder, tmp_path, monkeypatch, capsys):
