@@ -75,6 +75,7 @@ class Batch:
         """Check and tokenise; one bad row becomes unscored and spoils no other."""
         if len(item_ids) != len(captions):
             raise UserError(f"item_ids: {len(item_ids)} ids for {len(captions)} captions")
+        captions = list(captions)  # a table's column is indexed by its labels, a list by its rows
         unscored: dict[int, str] = {}
         groups: dict[str, list[int]] = {}
         for row, (item, caption) in enumerate(zip(map(str, item_ids), captions)):

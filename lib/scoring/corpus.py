@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from lib.errors import UserError
 from lib.scoring import spice_spacy
 from lib.scoring.cider import Frequencies
 from lib.scoring.java import Java, JavaFailed, find_java
-from lib.scoring.meteor import Meteor, stop
+from lib.scoring.meteor import Meteor, shared
 from lib.scoring.spice_graph import Fact, Graph, merge
 from lib.scoring.tokens import tokenize
 from lib.scoring.wordnet import load_wordnet
@@ -33,9 +32,8 @@ class Corpus:
     """References of a full evaluation split, and what every metric needs from them.
 
     Document frequencies come from all of ``references``, whatever part of it a run plays, and
-    stay fixed. Candidates that were tokenised, parsed or aligned once are remembered, and one
-    METEOR process stays open, so that several calls on the same corpus repeat no work.
-    Make one with :meth:`build`.
+    stay fixed. Candidates that were tokenised, parsed or aligned once are remembered, so that
+    several calls on the same corpus repeat no work. Make one with :meth:`build`.
     """
 
     def __init__(
@@ -49,7 +47,6 @@ class Corpus:
         self.graphs: dict[str, Graph] = {}  # tokens -> scene graph
         self._scenes: dict[str, list[Fact]] = {}  # item -> the merged graph of its references
         self._borrowed = frequencies
-        self._meteor: Meteor | None = None
 
     @classmethod
     def build(
@@ -140,11 +137,8 @@ class Corpus:
         return self.graphs
 
     def meteor(self) -> Meteor:
-        """The running METEOR of this corpus; started at the first call, or anew if it died."""
-        if self._meteor is None or not self._meteor.alive():
-            self._meteor = Meteor(self.java)
-            weakref.finalize(self, stop, self._meteor.process)
-        return self._meteor
+        """The running METEOR, which takes seconds to start."""
+        return shared(self.java)
 
 
 def content_hash(*parts: object) -> str:

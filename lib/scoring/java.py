@@ -17,8 +17,11 @@ from lib.errors import UserError
 
 OLDEST = 8  # the first Java whose virtual machine knows every option that we pass
 
-#: Text goes in and out as UTF-8 and numbers with a point, whatever the machine's locale says.
-COMMON_OPTIONS = ("-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
+#: Text goes in and out as UTF-8 and numbers with a point, whatever the machine's locale says. The
+#: serial collector keeps METEOR at 0.6 GB where the default one lets it grow to 1.5 GB.
+COMMON_OPTIONS = (
+    "-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US", "-XX:+UseSerialGC",
+)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """METEOR 1.5 through the jar inside ``pycocoevalcap``, over one process for many captions.
 
-The jar needs some seconds to load its paraphrase table, so a process stays open for as long as
-its corpus does. Requests are written by a thread while answers are read: neither pipe can fill
+The jar needs some seconds to load its paraphrase table, so one process stays open. Requests are written by a thread while answers are read: neither pipe can fill
 up and stall the other, and no caption waits for the one before it.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import subprocess
 import tempfile
 import threading
@@ -21,7 +22,7 @@ _BATCH = 500  # captions per EVAL line
 
 
 class Meteor:
-    """A running METEOR. Close it, or let the interpreter's end do so."""
+    """A running METEOR. Close it when done; :func:`shared` gives one that needs no closing."""
 
     def __init__(self, java: Java) -> None:
         # the options are those of pycocoevalcap: English, normalised text, standard input
@@ -64,7 +65,14 @@ class Meteor:
 
     def close(self) -> None:
         """End the process; harmless when it has ended already."""
-        stop(self.process)
+        if self.alive():
+            self.process.kill()
+        self.process.wait()
+        self.complaints.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):  # closing flushes, and nobody reads
+                    pipe.close()
 
     def _ask(self, lines: Sequence[str], answers: int) -> list[str]:
         """Send lines, read so many answers; a process that ends in between is a JavaFailed."""
@@ -97,17 +105,19 @@ class Meteor:
         return f"METEOR in {self.java} ended with status {status} after {got} of {wanted}{why}"
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a METEOR process and collect it."""
-    if process.poll() is None:
-        process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue  # closing flushes; there is nobody left to read it
+_shared: dict[Java, Meteor] = {}
+
+
+def shared(java: Java) -> Meteor:
+    """The METEOR of this Python process, started at the first call and anew if it died.
+
+    It knows no dataset and remembers nothing, so everyone can use the same one; two would take
+    twice the seconds to load and twice the gigabyte.
+    """
+    if java not in _shared or not _shared[java].alive():
+        _shared[java] = meteor = Meteor(java)
+        atexit.register(meteor.close)
+    return _shared[java]
 
 
 def _plain(caption: str) -> str:
