@@ -173,8 +173,8 @@ MINI = Preset(
     name="mini",
     captioner=CaptionerSpec(
         id=f"{_MINI}/captioner", dtype="float32", batch_size=256,
-        sender=Decoding(strategy="nucleus", p=0.9, max_tokens=24),
-        receiver=Decoding(strategy="greedy", max_tokens=24),
+        sender=Decoding(strategy="nucleus", p=0.9, min_tokens=6, max_tokens=18),
+        receiver=Decoding(strategy="greedy", min_tokens=6, max_tokens=18),
     ),
     generator=GeneratorSpec(
         id=f"{_MINI}/generator", dtype="float32", steps=12, guidance=4.0, size=64, output_size=64,

@@ -46,7 +46,7 @@ def halved(module: nn.Module) -> nn.Module:
 class Recipe:
     """One model's training: `loss(batch)` for a batch made by `batch(rng)`; `export` writes the folder."""
 
-    steps: int
+    cycles: tuple[int, ...]  # steps at which a cosine of the learning rate ends; the last is the recipe's length
     batch_size: int
     learning_rate: float
     seed: int
@@ -75,7 +75,7 @@ class Recipe:
 class AutoencoderRecipe(Recipe):
     """Pictures to 8 x 8 latents and back."""
 
-    steps, batch_size, learning_rate, seed = 7000, 8, 1.5e-3, 11
+    cycles, batch_size, learning_rate, seed = (7000,), 8, 1.5e-3, 11
     focus_from = 2867
 
     def build(self) -> nn.Module:
@@ -132,7 +132,7 @@ class DecoderRecipe(AutoencoderRecipe):
     Latents do not change, so the denoiser may be trained before, after or at the same time.
     """
 
-    steps, batch_size, learning_rate, seed = 12_000, 8, 1e-3, 17
+    cycles, batch_size, learning_rate, seed = (8000,), 8, 1e-3, 17
 
     def build(self) -> nn.Module:
         module = AutoencoderTiny.from_pretrained(self.models / "generator" / "vae", torch_dtype=torch.float32)
@@ -154,7 +154,7 @@ class DecoderRecipe(AutoencoderRecipe):
 class GeneratorRecipe(Recipe):
     """Denoiser and text encoder, trained together on the latents of the finished autoencoder."""
 
-    steps, batch_size, learning_rate, seed = 3000, 64, 1e-3, 12
+    cycles, batch_size, learning_rate, seed = (3000,), 64, 1e-3, 12
     pictures = 48_000
 
     def build(self) -> nn.Module:
@@ -235,7 +235,7 @@ class GeneratorRecipe(Recipe):
 class CaptionerRecipe(Recipe):
     """BLIP on its own writers; out-of-domain things are rare in what it sees."""
 
-    steps, batch_size, learning_rate, seed = 5000, 64, 1e-3, 13
+    cycles, batch_size, learning_rate, seed = (5000, 8000), 64, 1e-3, 13
 
     def build(self) -> nn.Module:
         self.tokenizer = bert_tokenizer()
@@ -274,7 +274,7 @@ def normalised(pixels: Tensor, processor: BlipImageProcessorPil | CLIPImageProce
 class EncoderRecipe(Recipe):
     """CLIP, contrastive; each batch holds families of near twins, so that details must be told apart."""
 
-    steps, batch_size, learning_rate, seed = 1800, 128, 1e-3, 14
+    cycles, batch_size, learning_rate, seed = (1800,), 128, 1e-3, 14
     width, folder, twins = 128, "encoder", 3
 
     def build(self) -> nn.Module:
@@ -334,14 +334,14 @@ def altered(scene: Scene, rng: random.Random) -> Scene:
 class JudgeRecipe(EncoderRecipe):
     """A second encoder of another width and seed, so that the judge can be changed."""
 
-    steps, learning_rate, seed = 1500, 1e-3, 15
+    cycles, learning_rate, seed = (1500,), 1e-3, 15
     width, folder = 96, "judge"
 
 
 class ProbeRecipe(Recipe):
     """The picture classifier of `evaluate`: half of its pictures pass through the autoencoder."""
 
-    steps, batch_size, learning_rate, seed = 1500, 64, 1e-3, 16
+    cycles, batch_size, learning_rate, seed = (1000,), 64, 1e-3, 16
 
     def build(self) -> nn.Module:
         self.autoencoder = AutoencoderTiny.from_pretrained(self.models / "generator" / "vae", torch_dtype=torch.float32)

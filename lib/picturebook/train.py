@@ -46,10 +46,17 @@ class Average:
             mine.copy_(held)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm up over 200 steps, then a cosine down to 3 percent."""
-    warm = min(1.0, (step + 1) / 200)
-    return peak * warm * (0.03 + 0.97 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))))
+def learning_rate(step: int, cycles: tuple[int, ...], peak: float) -> float:
+    """Warm up over 200 steps, then a cosine down to 3 percent; `cycles` are the steps where each cosine ends.
+
+    Beyond the last cycle the rate stays at its floor.
+    """
+    first = max((end for end in cycles if end <= step), default=0)
+    last = min((end for end in cycles if end > step), default=None)
+    if last is None:
+        return 0.03 * peak
+    warm = min(1.0, (step - first + 1) / 200)
+    return peak * warm * (0.03 + 0.97 * (0.5 + 0.5 * math.cos(math.pi * (step - first) / (last - first))))
 
 
 def write_sheet(pictures: Tensor, path: Path, columns: int = 16, zoom: int = 2) -> None:
@@ -74,11 +81,11 @@ def save_checkpoint(folder: Path, step: int, seconds: float, recipe: Recipe, opt
 def train(name: str, steps: int | None, device: str, models: Path = MODELS, scratch: Path = SCRATCH) -> None:
     """Train one model to `steps`, from its checkpoint if there is one, and export its averaged weights.
 
-    The learning rate's cosine ends at the recipe's own number of steps, wherever this run stops.
+    The learning rate follows the recipe's own cycles, wherever this run stops.
     """
     torch.manual_seed(RECIPES[name].seed)
     recipe = RECIPES[name](models, device)
-    steps = steps or recipe.steps
+    steps = steps or recipe.cycles[-1]
     folder = scratch / name
     folder.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(trainable(recipe.module), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
@@ -92,7 +99,7 @@ def train(name: str, steps: int | None, device: str, models: Path = MODELS, scra
     started = saved = time.monotonic()
     running: float | None = None
     for step in range(first, steps):
-        value = train_step(recipe, optimiser, step, recipe.steps)
+        value = train_step(recipe, optimiser, step)
         average.update(recipe.module, step)
         running = value if running is None else 0.98 * running + 0.02 * value
         if not math.isfinite(value):
@@ -112,12 +119,12 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in module.parameters() if weight.requires_grad]
 
 
-def train_step(recipe: Recipe, optimiser: torch.optim.Optimizer, step: int, steps: int) -> float:
-    """One update on the batch that (seed, step) draws, on a schedule of `steps`; returns its loss."""
+def train_step(recipe: Recipe, optimiser: torch.optim.Optimizer, step: int) -> float:
+    """One update on the batch that (seed, step) draws; returns its loss."""
     batch = {key: value.to(recipe.device) for key, value in recipe.batch(random.Random(f"{recipe.seed}-{step}")).items()}
     noise = torch.Generator().manual_seed(1_000_003 * recipe.seed + step)
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, steps, recipe.learning_rate)
+        group["lr"] = learning_rate(step, recipe.cycles, recipe.learning_rate)
     recipe.module.train()
     with torch.autocast(recipe.device, dtype=torch.bfloat16):
         loss = recipe.loss(batch, noise, step)
