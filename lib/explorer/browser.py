@@ -1,0 +1,153 @@
+"""Finished runs: sort, filter, click a point to see its round trip."""
+
+from __future__ import annotations
+
+import ipywidgets as widgets
+import pandas as pd
+
+from lib import labels
+from lib.datasets import LAYOUTS, Item
+from lib.errors import UserError
+from lib.explorer import html, runs
+from lib.explorer.panels import Runner, button, control, panel
+from lib.explorer.play import OWN, dataset, new_game
+from lib.explorer.scatter import Scatter
+from lib.presets import get_preset
+from lib.results import Run
+
+MOST_POINTS = 3000  # more would make the browser slow; the best-ranked candidates come first
+
+
+class RunsTab:
+    """Looks at rows that notebooks 01 and 02 have left; plays nothing."""
+
+    title = "Finished runs"
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.run = control(widgets.Dropdown, "Run", options=[])
+        self.again = button("Look again", "list the runs that are finished by now")
+        self.score = control(widgets.Dropdown, "Score", options=[])
+        self.domain = control(widgets.Dropdown, "Domain", options=[runs.ALL])
+        self.sort = control(widgets.Dropdown, "Sort by", options=list(runs.SORTS))
+        self.range = control(widgets.FloatRangeSlider, "Similarity", min=-1, max=1, step=0.01,
+                             value=(-1, 1), continuous_update=False)
+        self.source = control(widgets.Dropdown, "Source", options=[])
+        self.scatter = Scatter()
+        self.table, self.trip = widgets.HTML(), widgets.HTML()
+        self.shown = pd.DataFrame()
+        self._quiet = False
+        hint = widgets.HTML(html.note(
+            "Each point is a candidate, green where the game selected it. Click one, or choose a "
+            "source from the list, to see its whole round trip."))
+        self.widget = panel(hint, self.run, self.again, self.score, self.domain, self.range, self.sort,
+                            self.scatter, self.source, self.trip, self.table)
+        self._observe()
+        runner.guarded(self.list_runs)
+
+    def _observe(self) -> None:
+        self.again.on_click(lambda _: self.runner.guarded(self.list_runs))
+        self.run.observe(lambda _: self.runner.guarded(self.open_run), "value")
+        for one in (self.score, self.domain, self.sort, self.range):
+            one.observe(lambda _: self._quiet or self.runner.guarded(self.filter), "value")
+        self.scatter.observe(lambda change: self.runner.guarded(self.clicked), "chosen")
+        self.source.observe(lambda _: self._quiet or self.runner.guarded(self.show_source), "value")
+
+    def list_runs(self) -> None:
+        """Offer the finished runs."""
+        found = runs.finished_runs()
+        self.run.options = [(_title(run), run) for run in found]
+        if not found:
+            self.table.value = html.note("No run is finished yet: ./run_all.sh plays some.")
+
+    def open_run(self) -> None:
+        """Set the filters to what the chosen run has."""
+        if self.run.value is None:
+            return
+        rows = runs.rows_of(self.run.value)
+        if rows.empty:
+            raise UserError(f"run {self.run.value.name} has no row to show: all were flagged")
+        names = runs.scores_of(rows)
+        primary = labels.PRIMARY[rows["task"].iloc[0]]
+        self._quiet = True
+        self.score.options = [(labels.metric_label(name), name) for name in names]
+        self.score.value = primary if primary in names else names[0]
+        self.domain.options = runs.domains_of(rows)
+        low, high = float(rows["similarity"].min()), float(rows["similarity"].max())
+        self.range.max, self.range.min = max(self.range.max, high + 0.01), min(-1.0, low - 0.01)
+        self.range.value = (low - 0.01, high + 0.01)
+        self.range.min, self.range.max = low - 0.01, high + 0.01
+        self._quiet = False
+        self.filter()
+
+    def filter(self) -> None:
+        """Apply the filters: points, list and table follow."""
+        if self.run.value is None or self.score.value is None:
+            return
+        low, high = self.range.value
+        view = runs.View(self.score.value, self.domain.value, low, high, self.sort.value)
+        shown = runs.points(runs.rows_of(self.run.value), view)
+        self.shown = shown.sort_values(["rank", "item"]).head(MOST_POINTS).reset_index(drop=True)
+        found = runs.sources(shown, view)
+        words = self._words(self.shown)
+        name = labels.metric_label(view.score)
+        self.scatter.show(self.shown["similarity"], self.shown["score"], self.shown["selected"], words,
+                          "Similarity of the reconstruction", name)
+        self.table.value = html.source_table(found, view.score) if len(found) else html.note(
+            "No source lies within these filters: widen them.")
+        self._quiet = True
+        self.source.options = [(f"{line.item} · {text[:60]}", line.item) for line, text in
+                               zip(found.itertuples(), self._words(found), strict=True)]
+        self._quiet = False
+        self.show_source()
+
+    @staticmethod
+    def _words(rows: pd.DataFrame) -> list[str]:
+        if rows.empty:
+            return []
+        column = "message" if rows["task"].iloc[0] == "image" else "reconstruction"
+        return rows[column].astype(str).tolist()
+
+    def clicked(self) -> None:
+        """Show the round trip of the point that was clicked."""
+        if 0 <= self.scatter.chosen < len(self.shown):
+            line = self.shown.iloc[self.scatter.chosen]
+            self._quiet = True
+            self.source.value = line["item"]
+            self._quiet = False
+            self.show_trip(line["item"], int(line["candidate"]))
+
+    def show_source(self) -> None:
+        """Show the round trip of the source that was chosen from the list."""
+        self.trip.value = ""
+        if self.source.value is not None:
+            self.show_trip(self.source.value, None)
+
+    def show_trip(self, item: str, candidate: int | None) -> None:
+        """A source with all its candidates; the one that was clicked has a dashed outline."""
+        run = self.run.value
+        found = runs.candidates_of(run, item)
+        self.trip.value = _source_card(run, item) + html.cards(found, candidate)
+
+
+def _title(run: Run) -> str:
+    """How a run is called in the list."""
+    parts = run.name.split("--")
+    if len(parts) != 5:
+        return run.name
+    preset, data, task, sizes, _ = parts
+    return f"{preset} · {labels.dataset_label(data)} · {labels.TASKS.get(task, task)} · {sizes}"
+
+
+def _source_card(run: Run, item: str) -> str:
+    """The source of a finished run, as far as its dataset is still there."""
+    rows = runs.rows_of(run)
+    line = rows[rows["item"] == item].iloc[0]
+    known: Item | None = dataset(line["dataset"]).by_id().get(item) if line["dataset"] in LAYOUTS else None
+    if known is None:
+        text = line["source_text"]
+        words = f"The game started from: {text}" if text else "The source's dataset is not listed here."
+        return html.note(words)
+    seed = int(run.info()["seed"])
+    game = new_game(known, line["task"], get_preset("mini"), 1, seed, line["dataset"] or OWN)
+    return html.source_card(game)

@@ -1,0 +1,199 @@
+"""The ways to play: once, against the captioner, round after round, two settings side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import ipywidgets as widgets
+
+from lib.explorer import html
+from lib.explorer.panels import Runner, SettingsPanel, SourcePanel, button, control, load, panel
+from lib.explorer.play import (
+    Candidate, Game, compare, drift, play_one, ranked, score, selected, try_caption,
+)
+from lib.players import Models
+
+LEND = "picturebook-coco"  # whose word statistics score the captions of an uploaded picture
+
+
+def lend(game: Game, source: SourcePanel) -> str | None:
+    """The dataset whose word statistics an own source borrows."""
+    return (source.dataset.value or LEND) if game.source.path is None else None
+
+
+class PlayTab:
+    """Play once: rows appear as they are made, then their scores."""
+
+    title = "Play"
+
+    def __init__(self, source: SourcePanel, settings: SettingsPanel, runner: Runner) -> None:
+        self.source, self.settings, self.runner = source, settings, runner
+        self.candidates: dict[int, Candidate] = {}
+        self.start = runner.starter("Play", "play the chosen source", self.play)
+        self.shown = widgets.HTML()
+        hint = widgets.HTML(html.note(
+            "The sender proposes candidates, the receiver reconstructs the source from each of them, "
+            "and the encoder says which reconstruction comes closest: that one is selected."))
+        self.widget = panel(hint, self.start, self.shown)
+
+    def play(self) -> None:
+        """The work behind the button."""
+        game = self.settings.game(self.source)
+        self.candidates = {}
+        self.shown.value = ""
+        models = load(game, self.runner)
+        try:
+            play_into(self.candidates, game, models, self.runner, self.show)
+        finally:
+            self.show()
+        self.runner.tell("Scoring …")
+        scored, missing = score(game, list(self.candidates.values()), models, lend(game, self.source))
+        self.candidates.update({candidate.index: candidate for candidate in scored})
+        self.show(missing)
+
+    def show(self, missing: str = "") -> None:
+        """Draw the candidates as they are now."""
+        self.shown.value = html.cards(list(self.candidates.values())) + html.note(missing)
+
+
+def play_into(
+    found: dict[int, Candidate], game: Game, models: Models, runner: Runner,
+    show: Callable[[], None],
+) -> None:
+    """Play a game, keep its candidates as they come, and tell how far it is."""
+    runner.tell("Sending …", 0.05)
+    for candidate in play_one(game, models, runner.stopped):
+        found[candidate.index] = candidate
+        done = sum(one.complete for one in found.values())
+        runner.tell(f"{done} of {game.n_candidates} candidates", done / game.n_candidates)
+        show()
+
+
+class BeatTab:
+    """Write the caption yourself and see what the generator makes of it."""
+
+    title = "Beat the captioner"
+
+    def __init__(self, source: SourcePanel, settings: SettingsPanel, runner: Runner) -> None:
+        self.source, self.settings, self.runner = source, settings, runner
+        self.key: object = None
+        self.theirs: dict[int, Candidate] = {}
+        self.tries: list[Candidate] = []
+        self.text = control(widgets.Textarea, "Your caption", rows=2,
+                            placeholder="describe the source picture")
+        self.start = runner.starter("Draw my caption", "see what the generator makes of it", self.play)
+        self.take = button("Start from the captioner's best", "copy the selected caption to edit it")
+        self.take.on_click(lambda _: self.copy_best())
+        self.shown = widgets.HTML()
+        hint = widgets.HTML(html.note(
+            "Can you beat the captioner? Your caption is drawn from the same noise and ranked among "
+            "its candidates. Change one word and see what it does."))
+        self.widget = panel(hint, self.text, widgets.HBox([self.start, self.take], layout=widgets.Layout(
+            flex_flow="row wrap")), self.shown)
+
+    def copy_best(self) -> None:
+        """Put the selected caption into the text field."""
+        best = selected(list(self.theirs.values()))
+        if best is not None:
+            self.text.value = best.text or ""
+
+    def play(self) -> None:
+        """The captioner plays once for each source and settings; then your caption is drawn."""
+        game = self.settings.game(self.source)
+        models = load(game, self.runner)
+        if self.key != game:
+            self.key, self.theirs, self.tries = None, {}, []
+            play_into(self.theirs, game, models, self.runner, self.show)
+            self.key = game
+        if self.text.value.strip():
+            self.runner.tell("Drawing your caption …")
+            mine = try_caption(game, self.text.value, models)
+            self.tries.append(mine)
+            scored, _ = score(game, [mine], models, lend(game, self.source))
+            self.tries[-1] = scored[0]
+        elif not self.tries:
+            self.copy_best()
+        self.show()
+
+    def show(self) -> None:
+        """Your tries, the verdict on the last one, the captioner's candidates."""
+        theirs = list(self.theirs.values())
+        best = selected(theirs)
+        mine = "".join(html.card(one, False) for one in reversed(self.tries))
+        board = f'<ol class="cx cx-cards" aria-label="your captions, the last one first">{mine}</ol>'
+        verdict = ""
+        if self.tries and best is not None:
+            rank = 1 + sum(one.similarity > self.tries[-1].similarity for one in theirs)
+            word = "beats" if rank == 1 else "does not beat"
+            verdict = (f'<p class="cx" role="status"><b>Your caption {word} the captioner</b>: similarity '
+                       f"{html.number('', self.tries[-1].similarity)}, its best candidate has "
+                       f"{html.number('', best.similarity)}. Among its {len(theirs)} candidates yours "
+                       f"would be number {rank}.</p>")
+        self.shown.value = (verdict + board * bool(mine) + '<h3 class="cx">The captioner\'s candidates</h3>'
+                            + html.cards(theirs))
+
+
+class DriftTab:
+    """Feed the reconstruction back in and watch the meaning drift."""
+
+    title = "Keep playing"
+
+    def __init__(self, source: SourcePanel, settings: SettingsPanel, runner: Runner) -> None:
+        self.source, self.settings, self.runner = source, settings, runner
+        self.rounds = control(widgets.IntSlider, "Rounds", min=1, max=12, value=5)
+        self.start = runner.starter("Keep playing", "feed each reconstruction back in", self.play)
+        self.shown = widgets.HTML()
+        hint = widgets.HTML(html.note(
+            "The selected reconstruction becomes the next source. With one candidate nothing is "
+            "selected: compare how fast the meaning drifts with one and with ten."))
+        self.widget = panel(hint, self.rounds, self.start, self.shown)
+
+    def play(self) -> None:
+        """The work behind the button."""
+        game = self.settings.game(self.source)
+        self.shown.value = html.source_card(game)
+        models, found = load(game, self.runner), []
+        for leg in drift(game, self.rounds.value, models, self.runner.stopped):
+            found.append(leg)
+            self.runner.tell(f"round {leg.number} of {self.rounds.value}", leg.number / self.rounds.value)
+            self.shown.value = html.legs(game, found)
+
+
+class CompareTab:
+    """Two captioners, generators, encoders or ways to decode on the same source."""
+
+    title = "Compare"
+
+    def __init__(self, source: SourcePanel, settings: SettingsPanel, other: SettingsPanel,
+                 runner: Runner) -> None:
+        self.source, self.runner = source, runner
+        self.settings: Mapping[str, SettingsPanel] = {"A": settings, "B": other}
+        other.strategy.value = "beam"
+        self.start = runner.starter("Compare", "play both settings", self.play)
+        self.shown = widgets.HTML()
+        hint = widgets.HTML(html.note(
+            "A is the settings panel above. B is set here: another captioner, generator or encoder, "
+            "or the same ones with other sampling."))
+        self.widget = panel(hint, other.widget, self.start, self.shown)
+
+    def play(self) -> None:
+        """The work behind the button."""
+        games = {name: side.game(self.source) for name, side in self.settings.items()}
+        titles = {name: side.describe() for name, side in self.settings.items()}
+        found: dict[str, dict[int, Candidate]] = {name: {} for name in games}
+        total = sum(game.n_candidates for game in games.values())
+        self.runner.tell("Loading the models …", 0.02)
+        for name, candidate in compare(games, self.runner.stopped):
+            found[name][candidate.index] = candidate
+            done = sum(one.complete for side in found.values() for one in side.values())
+            self.runner.tell(f"{done} of {total} candidates", done / total)
+            self.show(found, titles)
+        for name, game in games.items():
+            scored, _ = score(game, list(found[name].values()), lend=lend(game, self.source))
+            found[name] = {candidate.index: candidate for candidate in scored}
+        self.show(found, titles)
+
+    def show(self, found: Mapping[str, Mapping[int, Candidate]], titles: Mapping[str, str]) -> None:
+        """Both sides as they are now."""
+        sides = {name: ranked(list(side.values())) for name, side in found.items()}
+        self.shown.value = html.side_by_side(sides, titles)
