@@ -159,8 +159,9 @@ def test_the_cache_gives_equal_scores_and_survives_damage(
     Corpus.build(REFERENCES, tmp_path).scenes(IDS)
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2 and not any(file.name.endswith(".part") for file in files)
-    for file in files:
-        file.write_bytes(file.read_bytes()[:-20])
+    files[0].write_bytes(files[0].read_bytes()[:-20])
+    middle = len(files[1].read_bytes()) // 2
+    files[1].write_bytes(files[1].read_bytes()[:middle] + bytes(99) + files[1].read_bytes()[middle + 99 :])
     mended = score_candidates(IDS, CAPTIONS, Corpus.build(REFERENCES, tmp_path), FAST)
     pd.testing.assert_frame_equal(mended, table[list(FAST)])
 
@@ -203,7 +204,9 @@ def test_odd_captions_have_defined_scores_and_spoil_no_other(
 
 
 def test_rows_that_cannot_be_scored_are_null_with_a_reason(cache: Path) -> None:
-    corpus = Corpus.build({**REFERENCES, "bare": [], "mute": ["..."]}, cache)
+    odd_references = {"bare": [], "mute": ["..."], "odd": ["a \ud83d bird", "", "\U0001F600"]}
+    corpus = Corpus.build({**REFERENCES, **odd_references}, cache)
+    assert corpus.reference_tokens("odd") == ("a bird",)
     ids = ["owl", "bare", "mute", "nowhere", "owl", "owl"]
     captions = ["a bird", "a bird", "a bird", "a bird", None, math.nan]
     found = score_candidates(ids, captions, corpus, ("bleu1", "cider", "spice_spacy"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -92,6 +93,20 @@ def test_a_meteor_that_is_killed_says_how_far_it_came() -> None:
         meteor.statistics([("a cat", ["a cat"]), ("a dog", ["a cat"])])
     assert not meteor.alive()
     meteor.close()
+
+
+@needs_shell
+def test_an_interrupted_meteor_is_not_asked_again(tmp_path: Path) -> None:
+    java = Java(str(stand_in(tmp_path, "17", then="exec sleep 60")), "17", 17, "PATH")
+    meteor = Meteor(java)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            meteor.statistics([("a cat", ["a cat"])])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not meteor.alive()  # late answers would be taken for those to the next question
 
 
 def test_tokens_of_many_odd_captions_in_one_call() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -67,7 +68,7 @@ class Corpus:
         captions = sorted({caption for group in checked.values() for caption in group})
         path = cache / f"tokens-{content_hash(FORMAT, captions)}.json.gz"
         tokens = read_cache(path)
-        if tokens is None:
+        if tokens is None or not tokens.keys() >= set(captions):
             tokens = _tokenized(captions, find_java())
             write_cache(path, tokens)
         return cls(checked, tokens, cache)
@@ -154,7 +155,7 @@ def read_cache(path: Path) -> dict | None:
             content = json.load(file)
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         log.warning("%s is damaged and is made anew (%s)", path, error)
         return None
     return content if isinstance(content, dict) else None
@@ -166,7 +167,7 @@ def write_cache(path: Path, content: dict) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
-            file.write(json.dumps(content, ensure_ascii=False, sort_keys=True).encode("utf-8"))
+            file.write(json.dumps(content, sort_keys=True).encode("ascii"))
         os.replace(temporary, path)
     except OSError as error:
         log.warning("%s could not be kept, the next run computes it again (%s)", path, error)

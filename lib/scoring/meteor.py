@@ -1,13 +1,15 @@
 """METEOR 1.5 through the jar inside ``pycocoevalcap``, over one process for many captions.
 
-The jar needs some seconds to load its paraphrase table, so one process stays open. Requests are written by a thread while answers are read: neither pipe can fill
-up and stall the other, and no caption waits for the one before it.
+The jar needs some seconds to load its paraphrase table, so one process stays open. Requests are
+written by a thread while answers are read: neither pipe can fill up and stall the other, and no
+caption waits for the one before it.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import subprocess
 import tempfile
 import threading
@@ -31,6 +33,7 @@ class Meteor:
         )
         self.java = java
         self.complaints = tempfile.TemporaryFile()
+        self.lock = threading.Lock()  # one conversation at a time
         self.process = subprocess.Popen(
             command, cwd=library_folder("meteor"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.complaints,
@@ -75,7 +78,19 @@ class Meteor:
                     pipe.close()
 
     def _ask(self, lines: Sequence[str], answers: int) -> list[str]:
-        """Send lines, read so many answers; a process that ends in between is a JavaFailed."""
+        """Send lines, read so many answers; a process that ends in between is a JavaFailed.
+
+        A conversation that breaks off (an interrupt, say) ends the process: its remaining answers
+        would else be taken for those to the next question.
+        """
+        with self.lock:
+            try:
+                return self._converse(lines, answers)
+            except BaseException:
+                self.close()
+                raise
+
+    def _converse(self, lines: Sequence[str], answers: int) -> list[str]:
         writer = threading.Thread(target=self._write, args=(lines,), daemon=True)
         writer.start()
         got: list[str] = []
@@ -105,7 +120,7 @@ class Meteor:
         return f"METEOR in {self.java} ended with status {status} after {got} of {wanted}{why}"
 
 
-_shared: dict[Java, Meteor] = {}
+_shared: dict[tuple[Java, int], Meteor] = {}  # by Java and by process: a fork has none yet
 
 
 def shared(java: Java) -> Meteor:
@@ -114,10 +129,11 @@ def shared(java: Java) -> Meteor:
     It knows no dataset and remembers nothing, so everyone can use the same one; two would take
     twice the seconds to load and twice the gigabyte.
     """
-    if java not in _shared or not _shared[java].alive():
-        _shared[java] = meteor = Meteor(java)
+    key = (java, os.getpid())
+    if key not in _shared or not _shared[key].alive():
+        _shared[key] = meteor = Meteor(java)
         atexit.register(meteor.close)
-    return _shared[java]
+    return _shared[key]
 
 
 def _plain(caption: str) -> str:
