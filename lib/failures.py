@@ -17,12 +17,10 @@ import pandas as pd
 
 from lib import labels, ranking
 from lib.claims import Verdict, generator, grid, identity
-from lib.picturebook.scenes import ACCESSORY_OF, BIASED, Scene
+from lib.picturebook.scenes import ACCESSORY_OF, BIASED, FAMILY_OF, Scene
 from lib.picturebook.semantics import match, parse
 
 Scenes = Mapping[str, Mapping[str, Any] | None]
-
-ACCESSORY_WORDS = {"scarf": ("scarf", "scarves"), "flag": ("flag", "flags")}
 
 
 def disagreement(rows: pd.DataFrame, score: str) -> pd.DataFrame:
@@ -53,9 +51,9 @@ def with_scenes(rows: pd.DataFrame, scenes: Scenes) -> bool:
 def describe(rows: pd.DataFrame, scenes: Scenes, score: str = "cider") -> pd.DataFrame:
     """Rows of the image task with what the true scene says about each caption.
 
-    exact: every thing it names is there, and one by its own name; silent: it does not mention
-    the accessory that its scene's subject can carry; carrier: that subject's category;
-    carries: whether it is drawn with it; biased, family: the plants.
+    exact: every thing it names is there, and one by its own name; carrier: the category that can
+    carry an accessory; carries: whether it is drawn with it; silent, speaks: the caption names the
+    carrier without, with its accessory; biased, family: the plants.
     """
     marked = disagreement(rows, score)
     facts = {item: _carrier(scenes[item]) for item in rows["item"].unique()}
@@ -65,10 +63,9 @@ def describe(rows: pd.DataFrame, scenes: Scenes, score: str = "cider") -> pd.Dat
     marked["family"] = [scenes[item].get("planted") == "family" for item in rows["item"]]
     pairs = list(zip(rows["item"], rows["message"], strict=True))
     marked["exact"] = [is_exact(text, scenes[item]) for item, text in pairs]
-    marked["silent"] = [
-        facts[item][0] is not None and not _mentions(text, ACCESSORY_OF[facts[item][0]])
-        for item, text in pairs
-    ]
+    said = [speech(text, facts[item][0]) for item, text in pairs]
+    marked["speaks"] = [word == "speaks" for word in said]
+    marked["silent"] = [word == "silent" for word in said]
     return marked
 
 
@@ -79,8 +76,19 @@ def _carrier(scene: Mapping[str, Any]) -> tuple[str | None, bool]:
     return (able[0]["category"], able[0]["accessory"] is not None) if able else (None, False)
 
 
-def _mentions(text: str, accessory: str) -> bool:
-    return any(word in text.lower().split() for word in ACCESSORY_WORDS[accessory])
+def speech(caption: str, carrier: str | None) -> str:
+    """Whether a caption names the carrier and its accessory: absent, silent or speaks."""
+    if carrier is None:
+        return "absent"
+    family = FAMILY_OF[carrier]
+    named = [
+        mention
+        for mention in parse(caption).mentions
+        if carrier == mention.category or (mention.category is None and mention.family == family)
+    ]
+    if not named:
+        return "absent"
+    return "speaks" if any(mention.accessory for mention in named) else "silent"
 
 
 def is_exact(caption: str, scene: Mapping[str, Any]) -> bool:
@@ -159,12 +167,12 @@ def silent_similarity(marked: pd.DataFrame) -> pd.DataFrame:
 def biases(marked: pd.DataFrame) -> pd.DataFrame:
     """One row a source that is drawn with its accessory and has captions of both kinds.
 
-    failure: the selected caption is silent about the accessory although another mentions it;
+    failure: the selected caption names the carrier but not its accessory, although another does;
     where the generator draws it unasked, silence costs no similarity.
     """
     drawn = marked[marked["carries"] & marked["carrier"].notna()]
-    share = drawn.groupby("item")["silent"].transform("mean")
-    best = drawn[(drawn["rank"] == 1) & (share > 0) & (share < 1)].copy()
+    both = drawn.groupby("item")[["silent", "speaks"]].transform("any").all(axis=1)
+    best = drawn[(drawn["rank"] == 1) & both].copy()
     best["failure"] = best["silent"]
     return best
 

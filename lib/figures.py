@@ -211,10 +211,10 @@ def rank_panel(
     sns.despine(ax=ax)
     bottom, top = ax.get_ylim()
     ends = [factor * table["mean"].iloc[-1] for table in profiles.values()]
-    for dataset, y in zip(profiles, _spread(ends, 0.2 * (top - bottom)), strict=True):
+    for dataset, y in zip(profiles, _spread(ends, 0.27 * (top - bottom)), strict=True):
         low, high = rhos[dataset].interval()
         text = f"{labels.short_label(dataset)}\nρ = {rhos[dataset].value:.2f}\n"
-        text += f"[{low:.2f}, {high:.2f}]"
+        text += f"[{low:.2f}, {high:.2f}]\nSD {factor * profiles[dataset]['sd'].mean():.2g}"
         ax.annotate(
             text.replace("-0.", "−0."),
             (1.02, y),
@@ -224,12 +224,8 @@ def rank_panel(
             fontsize=6.5,
             annotation_clip=False,
         )
-    spreads = [
-        f"{factor * table['sd'].mean():.3g} ({labels.short_label(dataset)})"
-        for dataset, table in profiles.items()
-    ]
     axis = "Rank of the reconstruction (1 = most similar to the source)"
-    ax.set_xlabel(f"{axis}\nbars: one standard error; SD of single sources: {', '.join(spreads)}")
+    ax.set_xlabel(f"{axis}\nbars: one standard error of the mean")
     ax.set_title(title)
 
 

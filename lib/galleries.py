@@ -25,6 +25,7 @@ from lib import labels
 from lib.figures import GREY, INK, PAGE, PALE, SELECTED
 
 SHOWN = 4
+REFERENCES = 3  # human captions printed beside a source picture
 ENLARGED = 256  # pixels: small pictures are enlarged to about this side
 
 
@@ -121,16 +122,11 @@ def strip(
         )
         for _, line in shown.iterrows()
     )
-    text = source.references[0] if task == "image" and source.references else ""
+    text = " / ".join(source.references[:REFERENCES])
     text = text if task == "image" else str(rows["source_text"].iloc[0])
     picture = source.image() if getattr(source, "path", True) is not None else None
     given = {"image": "given: the picture", "text": "given: the text"}[task]
     return Strip(title, picture, text, given, cells)
-
-
-def references_of(source: Source, n: int = 3) -> str:
-    """Several references as one text, for strips about what annotators wrote."""
-    return " / ".join(source.references[:n])
 
 
 # drawing
@@ -206,7 +202,7 @@ def _draw_strip(fig: Figure, strip: Strip, top: float, grid: Grid) -> None:
     if strip.picture is not None:
         _place(fig, strip.picture, grid.left, y, grid.picture, False)
     side = grid.left + grid.picture + 0.08
-    _write(fig, side, y, wrap(strip.text, grid.words, 6.3, 7), fontsize=6.3, color=INK)
+    _write(fig, side, y, wrap(strip.text, grid.words, 6.1, 10), fontsize=6.1, color=INK)
     _write(fig, grid.left, y + grid.picture + 0.05, strip.given, fontsize=5.8, color=GREY)
     x = side + grid.words + grid.gap
     bar = ((x - 0.09) / width, 1 - (y + grid.picture) / height)
@@ -220,9 +216,9 @@ def _draw_cell(fig: Figure, cell: Cell, x: float, y: float, grid: Grid) -> None:
     below = y + grid.picture + 0.05
     style = {"fontsize": 5.6, "color": GREY}
     if cell.selected:
-        style = {"fontsize": 5.6, "color": SELECTED, "weight": "bold"}
-        badge = {"facecolor": SELECTED, "edgecolor": "none", "pad": 1.6}
-        _write(fig, x + 0.05, y + 0.06, "selected", fontsize=5.4, color="white", bbox=badge)
+        style = {"fontsize": 5.6, "color": SELECTED}
+        badge = {"facecolor": SELECTED, "edgecolor": "none", "pad": 1.8}
+        _write(fig, x + 0.02, y - 0.11, "selected", fontsize=5.4, color="white", bbox=badge)
     _write(fig, x, below, cell.scores, **style)
     text = wrap(cell.text, grid.pitch - 0.1, 6, 4)
     _write(fig, x, below + 0.11, text, fontsize=6, color=INK, linespacing=1.1)

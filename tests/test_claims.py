@@ -233,3 +233,11 @@ def test_repeatable_and_claims_do_not_move_each_other() -> None:
         claims.generator(0, "rank", "picturebook-coco", "image", "cider", "rho"),
     )
     assert plain.interval() == one.estimate.interval()
+
+
+def test_silence_is_about_the_thing_that_carries() -> None:
+    assert failures.speech("a red tower with a flag next to an owl", "tower") == "speaks"
+    assert failures.speech("a red tower next to an owl with a red scarf", "tower") == "silent"
+    assert failures.speech("a building in the snow", "tower") == "silent"
+    assert failures.speech("a red fir tree next to an owl", "tower") == "absent"
+    assert failures.speech("a red fir tree", None) == "absent"

@@ -1,0 +1,182 @@
+"""Figures: the same bytes for the same figure, honest sidecars, crisp galleries, a page that loads nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from lib import claims, failures, figures, galleries, report
+from lib.errors import UserError
+from lib.presets import get_preset
+from tests.planted import planted_image, planted_rows, planted_scenes
+
+MINI = get_preset("mini")
+
+
+@dataclass(frozen=True)
+class PlantedRun:
+    """A run's folder with little synthetic pictures."""
+
+    path: Path
+    name: str = "planted"
+
+    def image(self, relative: str) -> Image.Image:
+        item = relative.split("/")[1]
+        return planted_image(planted_scenes(60)[item], seed=len(relative))
+
+
+@dataclass(frozen=True)
+class PlantedItem:
+    """A source as a dataset gives it."""
+
+    item: str
+    references: tuple[str, ...] = ("a reference caption of this picture",)
+
+    def image(self) -> Image.Image:
+        return planted_image(planted_scenes(60)[self.item])
+
+
+@pytest.fixture
+def origin(tmp_path, monkeypatch) -> figures.Origin:
+    monkeypatch.setenv("COMPENDIUM_FIGURES", str(tmp_path / "figures"))
+    run = PlantedRun(tmp_path / "runs" / "planted")
+    run.path.mkdir(parents=True)
+    planted_rows(0.3, n_sources=4).to_parquet(run.path / "rows.parquet")
+    figures.use_theme()
+    yield figures.Origin(MINI, (run,), 0, "03_figure3")
+    plt.close("all")
+
+
+def draw():
+    """Figure 3's left panel from planted rows."""
+    rows = claims.prepare(planted_rows(0.3, n_sources=40))
+    fig, ax = plt.subplots(figsize=(figures.COLUMN, 2.5), layout="constrained")
+    rho = claims.rank_verdicts(rows, "cider", 0)[0].estimate
+    profile = claims.rank_profile(rows, "cider")
+    figures.rank_panel(ax, {"coco": profile}, {"coco": rho}, "(a)", "CIDEr (× 100)", 100)
+    return fig
+
+
+def test_same_figure_same_bytes_and_a_sidecar(origin, tmp_path) -> None:
+    folder = tmp_path / "figures" / "mini"
+    figures.save_figure(draw(), "figure3", origin, "A question?", "What is seen.")
+    first = {kind: (folder / f"figure3.{kind}").read_bytes() for kind in ("svg", "pdf", "png")}
+    figures.save_figure(draw(), "figure3", origin, "A question?", "What is seen.")
+    assert first == {kind: (folder / f"figure3.{kind}").read_bytes() for kind in first}
+    with Image.open(folder / "figure3.png") as picture:
+        assert picture.size[0] == round(figures.COLUMN * 300)
+    sidecar = json.loads((folder / "figure3.json").read_text())
+    assert sidecar["preset"]["name"] == "mini" and sidecar["alt"] == "What is seen."
+    assert re.fullmatch("[0-9a-f]{64}", sidecar["input"][0]["sha256"])
+    assert str(tmp_path) not in json.dumps(sidecar), "no path of this machine"
+    assert not list(folder.glob(".*partial*"))
+
+
+def test_panels_draw_few_and_missing_sources() -> None:
+    rows = claims.prepare(planted_rows(0.3, n_sources=6, n_candidates=4))
+    means = claims.source_means(rows, "cider")
+    means.loc[0, "score"] = np.nan
+    fig, axes = plt.subplots(1, 2)
+    figures.bin_panel(axes[0], means, "picturebook-coco", 8)
+    marked = failures.describe(rows, planted_scenes(6))
+    counts = failures.counts(marked)
+    figures.share_panel(axes[1], counts[counts["kind"] == "generation bias"])
+    fig.canvas.draw()
+    plt.close(fig)
+
+
+def test_enlarging_repeats_pixels_and_nothing_else() -> None:
+    small = planted_image(planted_scenes(1)["0000"])
+    large = galleries.enlarge(small)
+    assert large.shape == (256, 256, 3)
+    assert (large[::4, ::4] == np.asarray(small)).all() and (large[1::4, 3::4] == large[::4, ::4]).all()
+    assert galleries.enlarge(Image.new("RGB", (300, 200))).shape == (200, 300, 3)
+
+
+def test_wrapping_keeps_to_the_width_and_marks_what_is_cut() -> None:
+    text = "a small red bird sitting on a branch next to a big green tree in the snow"
+    lines = galleries.wrap(text, 0.9, 6, 20).split("\n")
+    assert " ".join(lines) == text and len(lines) > 2
+    short = galleries.wrap(text, 0.9, 6, 2).split("\n")
+    assert len(short) == 2 and short[-1].endswith("…")
+    assert galleries.wrap("unbreakableverylongword", 0.1, 6, 3) == "unbreakableverylongword"
+    assert galleries.wrap("", 1, 6, 3) == ""
+
+
+def test_gallery_shows_best_to_worst_and_the_selected_one(tmp_path) -> None:
+    rows = claims.prepare(planted_rows(0.3, n_sources=8))
+    item = galleries.best_example(rows, "cider")
+    one = rows[rows["item"] == item]
+    strip = galleries.strip(one, PlantedRun(tmp_path), PlantedItem(item), "A title", "cider")
+    assert len(strip.cells) == 4 and [cell.selected for cell in strip.cells] == [True] + 3 * [False]
+    shown = galleries.spaced(one)
+    assert shown["rank"].is_monotonic_increasing and shown["rank"].iloc[0] == 1
+    fig = galleries.gallery([strip, strip])
+    fig.canvas.draw()
+    assert "A title" in galleries.described([strip])
+    galleries.gallery([]).canvas.draw()
+    plt.close("all")
+
+
+def test_equal_candidates_are_shown_once() -> None:
+    rows = planted_rows(0.3, n_sources=1)
+    rows["message"], rows["reconstruction"] = "the same", "images/0000/0.png"
+    assert len(galleries.spaced(rows)) == 1
+    assert galleries.best_example(rows, "cider") is None
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, and pictures without an alternative text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads, self.links, self.silent, self.open = [], [], 0, []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        values = dict(attrs)
+        self.loads += [values["src"]] if "src" in values else []
+        if tag in ("a", "link"):
+            self.links.append(values.get("href", ""))
+        self.silent += tag == "img" and "alt" not in values
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag, f"{tag} closed out of order"
+
+
+def test_report_is_one_page_that_loads_nothing(origin, tmp_path) -> None:
+    figures.save_figure(draw(), "figure3", origin, "Is it <better>?", 'Said "so" & shown.')
+    folder = tmp_path / "figures" / "mini"
+    found = claims.rank_verdicts(claims.prepare(planted_rows(0.4, n_sources=40)), "cider", 0)
+    claims.write_verdicts(found, folder / "figure3.verdict.json")
+    path = report.build_report("mini")
+    text = path.read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.open == [] and page.silent == 0
+    assert page.loads and all(load.startswith("data:") for load in page.loads)
+    outside = [link for link in page.links if not link.startswith(("#", "data:"))]
+    assert all((folder / link).is_file() for link in outside)
+    assert "Is it &lt;better&gt;?" in text and "holds" in text and str(tmp_path) not in text
+    assert "prefers-color-scheme: dark" in text and "viewport" in text
+
+
+def test_report_without_figures_or_with_a_damaged_file(origin, tmp_path) -> None:
+    with pytest.raises(UserError, match="has no figures"):
+        report.build_report("mini")
+    figures.save_figure(draw(), "figure3", origin, "t", "a")
+    (tmp_path / "figures" / "mini" / "figure3.verdict.json").write_text("{")
+    with pytest.raises(UserError, match="run its notebook again"):
+        report.build_report("mini")
