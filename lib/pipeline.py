@@ -29,6 +29,7 @@ examples:
   ./run_all.sh --n 20                the same, small
   ./run_all.sh --only 03             one figure again, from finished rows
   ./run_all.sh --preset mine.toml    your own models or decoding
+  ./run_all.sh --explore             a page to play on, in your browser
 """
 
 
@@ -78,6 +79,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="any other parameter of the chosen notebooks; may be repeated")
     parser.add_argument("--force", action="store_true",
                         help="run every notebook, also those that are up to date")
+    parser.add_argument("--explore", action="store_true",
+                        help="serve a page to play on, on this machine only, until Ctrl-C")
     flags = parser.parse_args(arguments)
     if flags.preset.endswith(".toml"):
         flags.preset = from_caller(flags.preset)
@@ -271,6 +274,14 @@ def run_all(flags: argparse.Namespace, folder: Path = notebooks.NOTEBOOKS) -> Ou
     return Outcome(preset, place, wrote, time.monotonic() - start)
 
 
+def explore(flags: argparse.Namespace) -> None:
+    """Serve the explorer's page with the same presets, datasets, counts and seed."""
+    preset = get_preset(flags.preset)
+    check_dataset(flags.dataset)
+    from lib.serve import serve
+    serve(notebook_parameters(flags, preset))
+
+
 def write_report(outcome: Outcome) -> Path | None:
     """Make the report from all figures there are; None as long as there is none."""
     if not any(outcome.place.figures.glob("*.svg")):
@@ -309,8 +320,12 @@ def _stop(signum: int, frame: object) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 1 (a notebook failed), 2 (bad input), 130 (stopped)."""
     try:
-        outcome = run_all(parse(arguments))
-        summarise(outcome, write_report(outcome))
+        flags = parse(arguments)
+        if flags.explore:
+            explore(flags)
+        else:
+            outcome = run_all(flags)
+            summarise(outcome, write_report(outcome))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

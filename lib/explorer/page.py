@@ -15,8 +15,8 @@ from lib.presets import MINI, get_preset
 class Page:
     """All parts of the page; ``widget`` is what a cell displays."""
 
-    def __init__(self, preset: str = "mini", dataset: str = "all", n_candidates: int = 0,
-                 seed: int = 0) -> None:
+    def __init__(self, preset: str = "mini", dataset: str = "all", n_sources: int = 0,
+                 n_candidates: int = 0, seed: int = 0) -> None:
         self.runner = Runner()
         try:
             chosen, name = get_preset(preset), preset
@@ -24,7 +24,8 @@ class Page:
             self.runner.fail(str(error))
             chosen, name = MINI, MINI.name
         count = min(20, n_candidates or chosen.n_candidates)
-        self.source = SourcePanel(chosen.datasets if dataset == "all" else (dataset,), self.runner, seed)
+        names = chosen.datasets if dataset == "all" else (dataset,)
+        self.source = SourcePanel(names, self.runner, n_sources, seed)
         self.settings = SettingsPanel(chosen, name, count, seed)
         self.settings.seed.observe(self._reseed, "value")
         other = SettingsPanel(chosen, name, count, seed)

@@ -150,8 +150,9 @@ class Runner:
 class SourcePanel:
     """Choose a dataset's item, upload a picture or type a text."""
 
-    def __init__(self, datasets: Sequence[str], runner: Runner, seed: int = 0) -> None:
-        self.runner, self.seed = runner, seed
+    def __init__(self, datasets: Sequence[str], runner: Runner, n_sources: int = 0,
+                 seed: int = 0) -> None:
+        self.runner, self.n_sources, self.seed = runner, n_sources, seed
         self.kind = control(widgets.ToggleButtons, "Start from", options=KINDS)
         self.kind.style = {"button_width": "auto", "description_width": "9.5rem"}
         self.direction = control(widgets.Dropdown, "Direction", options=DIRECTIONS)
@@ -186,7 +187,7 @@ class SourcePanel:
     def list_items(self) -> None:
         """Offer the chosen dataset's items, each with its id and first caption."""
         self.item.options = []
-        items = dataset(self.dataset.value).items
+        items = dataset(self.dataset.value).subset(self.n_sources or None, self.seed).items
         self.runner.errors.value = ""
         self.item.options = [(_title(item), item.id) for item in items]
         self.item.value = items[0].id

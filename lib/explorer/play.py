@@ -30,7 +30,7 @@ from lib.explorer.models import Stop, models_for, never, stopping
 from lib.game import TASKS, Shard
 from lib.images import decode_image
 from lib.metrics import Corpus, clip_score, clipscore, score_candidates, score_semantics
-from lib.players import Content, Cost, Models, Pictures, Reader, Texts, depict, describe
+from lib.players import Content, Cost, Models, Pictures, Reader, Texts, depict, describe, reads
 from lib.presets import Preset
 from lib.roundtrip import CACHE
 
@@ -277,6 +277,22 @@ def _with_picture(candidate: Candidate, drawn: Pictures) -> Candidate:
     return replace(candidate, picture=np.asarray(drawn.pixels[0]), flagged=bool(drawn.flagged[0]))
 
 
+def embeddings(
+    game: Game, candidates: Sequence[Candidate], models: Models | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Raw embeddings of the source (d,) and of K complete candidates' reconstructions (K, d)."""
+    comparison = Comparison(game, models or models_for(game.preset))
+    pairs = [comparison.embeddings("encoder", _answer(game, candidate)) for candidate in candidates]
+    return pairs[0][0], np.stack([answer for _, answer in pairs])
+
+
+def _answer(game: Game, candidate: Candidate) -> Content:
+    """What a complete candidate gives back: the text or the picture."""
+    if game.direction == "text":
+        return Texts((candidate.text,))
+    return Pictures.given([Image.fromarray(candidate.picture)])
+
+
 def try_caption(game: Game, text: str, models: Models | None = None) -> Candidate:
     """What the generator makes of a caption written by hand, from the first candidate's noise.
 
@@ -352,8 +368,8 @@ def _score_embeddings(
     """CLIPScore of captions to the source picture (image task); CLIP score of the message
     pictures to the source text's own picture (text task, 4.3)."""
     picture = game.source_picture()
-    readable = [getattr(models.encoder, name, True) for name in ("reads_images", "reads_texts")]
-    if picture is None or not all(readable):
+    needed = ("images", "texts") if game.direction == "image" else ("images",)
+    if picture is None or not all(reads(models.encoder, kind) for kind in needed):
         return
     source = models.encoder.embed_images([picture])
     if game.direction == "image":
@@ -400,14 +416,9 @@ def drift(
         winner = selected(complete)
         if winner is None:
             return
-        answer = Texts((winner.text,)) if game.direction == "text" else _pictures(winner)
-        to_first, _ = first.similarity(answer)
+        to_first, _ = first.similarity(_answer(game, winner))
         yield Leg(number, winner, winner.similarity, to_first, _meaning(game, winner.text))
         current = replace(current, source=_next_source(game, winner, number))
-
-
-def _pictures(candidate: Candidate) -> Pictures:
-    return Pictures.given([Image.fromarray(candidate.picture)])
 
 
 def _meaning(game: Game, text: str) -> float:

@@ -1,0 +1,82 @@
+"""A headless Chromium on the explorer's page, for the browser tests and the screenshots."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+DESKTOP, PHONE = (1280, 900), (390, 844)
+SLOW = 240_000  # ms: a busy machine loads models and draws pictures in its own time
+
+
+def find_chromium() -> str | None:
+    """The system's Chromium or Chrome; None where there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"):
+        found = shutil.which(name)
+        if found:
+            return found
+    return None
+
+
+@dataclass
+class Watched:
+    """A page and what it has said: console errors, failed loads, requests that leave the machine."""
+
+    page: object
+    errors: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+
+def watch(page: object) -> Watched:
+    """Collect a page's complaints from now on."""
+    watched = Watched(page)
+    page.on("pageerror", lambda error: watched.errors.append(str(error)))
+    page.on("console", lambda said: said.type == "error" and watched.errors.append(said.text))
+    local = ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:", "file:", "about:")
+    page.on("request", lambda asked: asked.url.startswith(local) or watched.foreign.append(asked.url))
+    page.set_default_timeout(SLOW)
+    return watched
+
+
+@contextmanager
+def chromium() -> Iterator[object]:
+    """A browser without a window; needs :func:`find_chromium` to find one."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        # --no-sandbox: in a container Chromium refuses to start as root otherwise.
+        browser = driver.chromium.launch(
+            executable_path=find_chromium(), headless=True,
+            args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def open_explorer(browser: object, address: str, size: tuple[int, int] = DESKTOP) -> Watched:
+    """The explorer in a new window, ready to play."""
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]})
+    watched = watch(context.new_page())
+    watched.page.goto(address, wait_until="domcontentloaded", timeout=SLOW)
+    watched.page.get_by_role("button", name="Play", exact=True).wait_for(timeout=SLOW)
+    return watched
+
+
+def set_count(page: object, n: int) -> None:
+    """Set the number of candidates through the slider's editable number."""
+    readout = page.locator(".widget-slider, .jupyter-widget-slider").filter(
+        has_text="Candidates").locator(".widget-readout").first
+    readout.click()
+    page.keyboard.press("Control+A")
+    page.keyboard.type(str(n))
+    page.keyboard.press("Enter")
+
+
+def wait_for_end(page: object, word: str = "Done") -> str:
+    """Wait until the work behind the page has ended; what the status line says."""
+    line = page.locator(".cx-status").filter(has_text=f"{word} after")
+    line.first.wait_for(timeout=SLOW)
+    return line.first.inner_text()

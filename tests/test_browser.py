@@ -1,0 +1,144 @@
+"""The page in a real browser: both directions, an upload, a bad file, stopping, a finished run.
+
+One server and one page for all tests, in order, as a person would use them.
+"""
+
+from __future__ import annotations
+
+import io
+import urllib.error
+import urllib.request
+
+import pytest
+from PIL import Image
+from tests.browser import chromium, find_chromium, open_explorer, set_count, wait_for_end
+
+from lib import serve
+
+pytest.importorskip("voila", reason="the package voila is not installed")
+pytest.importorskip("playwright", reason="the package playwright is not installed")
+pytestmark = pytest.mark.skipif(
+    find_chromium() is None, reason="no Chromium here; Debian and Ubuntu: apt-get install chromium")
+
+PARAMETERS = {"PRESET": "mini", "DATASET": "picturebook-coco", "N_SOURCES": 20, "N_CANDIDATES": 3}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serve.served(PARAMETERS) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def explorer(server):
+    with chromium() as browser:
+        yield open_explorer(browser, server.address)
+
+
+def png(size=(80, 60)):
+    stream = io.BytesIO()
+    Image.radial_gradient("L").resize(size).convert("RGB").save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def visible(page, selector):
+    return page.locator(f"{selector}:visible")
+
+
+def play(page):
+    page.get_by_role("button", name="Play", exact=True).click()
+    return wait_for_end(page)
+
+
+def test_nobody_gets_in_without_the_token(server):
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *arguments):
+            return None
+
+    opener = urllib.request.build_opener(Stay)
+    for address in ("/", "/?token=wrong"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            opener.open(f"http://127.0.0.1:{server.port}{address}")
+        assert refused.value.code in (302, 401, 403)
+
+
+def test_the_page_loads_without_errors_and_without_a_network(explorer):
+    page = explorer.page
+    assert page.locator("h1").first.inner_text().startswith("Do a captioner and a generator")
+    assert visible(page, ".cx-source img").count() >= 1
+    assert explorer.errors == [] and explorer.foreign == []
+
+
+def test_image_reconstruction(explorer):
+    page = explorer.page
+    set_count(page, 3)
+    assert "Done after" in play(page)
+    cards = visible(page, ".widget-tab .cx-card, .jupyter-widget-tab .cx-card")
+    assert cards.count() == 3
+    values = [float(text.replace("−", "-")) for text in
+              visible(page, ".jupyter-widget-tab dd.cx-main").all_inner_texts()]
+    assert values == sorted(values, reverse=True)
+    assert "cx-selected" in cards.first.get_attribute("class")
+    assert page.evaluate("[...document.querySelectorAll('.cx-card img')].every(i => i.naturalWidth > 0)")
+    assert explorer.errors == []
+
+
+def test_text_reconstruction_of_a_typed_text(explorer):
+    page = explorer.page
+    page.get_by_role("button", name="my text").click()
+    field = page.get_by_label("Text", exact=True)
+    field.fill("a big red owl in the snow")
+    field.blur()
+    play(page)
+    assert visible(page, ".jupyter-widget-tab .cx-card").count() == 3
+    assert "a big red owl in the snow" in visible(page, ".cx-source").first.inner_text()
+
+
+def test_an_uploaded_picture_plays(explorer):
+    page = explorer.page
+    page.get_by_role("button", name="my picture").click()
+    page.locator("input[type=file]").first.set_input_files(
+        {"name": "mine.png", "mimeType": "image/png", "buffer": png()})
+    visible(page, ".cx-source img").first.wait_for()
+    play(page)
+    assert visible(page, ".jupyter-widget-tab .cx-card").count() == 3
+    assert "nobody has described" in visible(page, ".cx-note").all_inner_texts()[-1]
+
+
+def test_a_bad_file_gets_a_clear_message(explorer):
+    page = explorer.page
+    page.locator("input[type=file]").first.set_input_files(
+        {"name": "letter.png", "mimeType": "image/png", "buffer": b"Dear Sir or Madam"})
+    alert = visible(page, ".cx-alert")
+    alert.wait_for()
+    assert "letter.png" in alert.inner_text() and "not a picture" in alert.inner_text()
+
+
+def test_a_long_run_stops(explorer):
+    page = explorer.page
+    page.get_by_role("button", name="a dataset").click()
+    set_count(page, 20)
+    page.get_by_role("button", name="Play", exact=True).click()
+    stop = page.get_by_role("button", name="Stop", exact=True)
+    page.locator(".cx-status").filter(has_text="of 20 candidates").first.wait_for()
+    stop.click()
+    wait_for_end(page, "Stopped")
+    assert visible(page, ".cx-waiting").count() > 0
+    assert page.get_by_role("button", name="Play", exact=True).is_enabled()
+
+
+def test_controls_have_names_and_take_the_keyboard(explorer):
+    page = explorer.page
+    nameless = page.evaluate("""() => [...document.querySelectorAll('select, textarea, input')]
+        .filter(e => e.offsetParent && !e.labels?.length && !e.ariaLabel && !e.title && e.type !== 'file')
+        .map(e => e.outerHTML.slice(0, 120))""")
+    assert nameless == []
+    set_count(page, 2)
+    page.get_by_role("button", name="Play", exact=True).focus()
+    page.keyboard.press("Enter")
+    wait_for_end(page)
+    assert visible(page, ".jupyter-widget-tab .cx-card").count() == 2
+
+
+def test_nothing_left_the_machine_and_nothing_of_ours_failed(explorer):
+    assert explorer.foreign == [] and explorer.errors == []
