@@ -57,9 +57,10 @@ def free_port(wanted: int = PORT) -> int:
 def with_parameters(parameters: Mapping[str, Any], folder: Path) -> Path:
     """A copy of the notebook with these parameters, in a folder of its own."""
     import nbformat
+    from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
-    book = nbformat.read(NOTEBOOK, as_version=4)
+    book = load_notebook_node(str(NOTEBOOK))
     known = notebooks.declared_parameters(NOTEBOOK)
     given = {name: absolute(value) for name, value in parameters.items() if name in known}
     copy = folder / NOTEBOOK.name

@@ -9,12 +9,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.browser import (
-    DESKTOP, PHONE, chromium, find_chromium, open_explorer, set_count, wait_for_end,
-)
-
 from lib import serve
 from lib.presets import REPO_ROOT
+from tests.browser import (
+    DESKTOP,
+    PHONE,
+    chromium,
+    find_chromium,
+    open_explorer,
+    set_count,
+    wait_for_end,
+)
 
 FOLDER = REPO_ROOT / "figures" / "mini" / "screenshots"
 PARAMETERS = {"PRESET": "mini", "DATASET": "picturebook-coco", "N_CANDIDATES": 6}

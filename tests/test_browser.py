@@ -11,9 +11,9 @@ import urllib.request
 
 import pytest
 from PIL import Image
-from tests.browser import chromium, find_chromium, open_explorer, set_count, wait_for_end
 
 from lib import serve
+from tests.browser import chromium, find_chromium, open_explorer, set_count, wait_for_end
 
 pytest.importorskip("voila", reason="the package voila is not installed")
 pytest.importorskip("playwright", reason="the package playwright is not installed")

@@ -6,12 +6,12 @@ import dataclasses
 import io
 import json
 import math
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.standins import COLOURS, stand_ins, without_weights
 
 from lib import explorer, notebooks, roundtrip, serve
 from lib.datasets import Item
@@ -24,6 +24,7 @@ from lib.explorer.play import OWN
 from lib.game import TASKS, play_shard
 from lib.players import Models
 from lib.presets import get_preset
+from tests.standins import COLOURS, stand_ins, without_weights
 
 MINI = without_weights(get_preset("mini"))
 BY_CANDIDATE = dataclasses.replace(
@@ -284,7 +285,7 @@ def test_the_page_shows_errors_and_plays():
     assert "no picture is chosen" in page.runner.errors.value
     assert not page.play.start.disabled and page.runner.stop_button.disabled
     broken = {"name": "broken.png", "type": "image/png", "size": 3, "content": memoryview(b"abc")}
-    page.source.file.value = ({**broken, "last_modified": None},)
+    page.source.file.value = ({**broken, "last_modified": datetime.now(UTC)},)
     assert "broken.png" in page.runner.errors.value
 
 

@@ -9,14 +9,30 @@ from typing import Any
 
 from lib.explorer.models import Stopped, mix, models_for, tune
 from lib.explorer.play import (
-    Candidate, Comparison, Game, Leg, compare, drift, embeddings, new_game, noise_seeds, pick_item,
-    play_one, ranked, score, selected, table, try_caption, typed, uploaded,
+    Candidate,
+    Comparison,
+    Game,
+    Leg,
+    compare,
+    drift,
+    embeddings,
+    new_game,
+    noise_seeds,
+    pick_item,
+    play_one,
+    ranked,
+    selected,
+    table,
+    try_caption,
+    typed,
+    uploaded,
 )
+from lib.explorer.scoring import score
 
 __all__ = [
     "Candidate", "Comparison", "Game", "Leg", "Stopped", "compare", "drift", "embeddings", "mix",
-    "models_for", "new_game", "noise_seeds", "open_page", "pick_item", "play_one", "ranked", "score", "selected",
-    "table", "try_caption", "tune", "typed", "uploaded",
+    "models_for", "new_game", "noise_seeds", "open_page", "pick_item", "play_one", "ranked", "score",
+    "selected", "table", "try_caption", "tune", "typed", "uploaded",
 ]
 
 

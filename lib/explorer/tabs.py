@@ -8,9 +8,8 @@ import ipywidgets as widgets
 
 from lib.explorer import html
 from lib.explorer.panels import Runner, SettingsPanel, SourcePanel, button, control, load, panel
-from lib.explorer.play import (
-    Candidate, Game, compare, drift, play_one, ranked, score, selected, try_caption,
-)
+from lib.explorer.play import Candidate, Game, compare, drift, play_one, ranked, selected, try_caption
+from lib.explorer.scoring import score
 from lib.players import Models
 
 LEND = "picturebook-coco"  # whose word statistics score the captions of an uploaded picture
