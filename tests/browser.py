@@ -66,13 +66,10 @@ def open_explorer(browser: object, address: str, size: tuple[int, int] = DESKTOP
 
 
 def set_count(page: object, n: int) -> None:
-    """Set the number of candidates through the slider's editable number."""
-    readout = page.locator(".widget-slider, .jupyter-widget-slider").filter(
-        has_text="Candidates").locator(".widget-readout").first
-    readout.click()
-    page.keyboard.press("Control+A")
-    page.keyboard.type(str(n))
-    page.keyboard.press("Enter")
+    """Set the number of candidates of the settings panel (the comparison has one of its own)."""
+    field = page.get_by_label("Candidates", exact=True).first
+    field.fill(str(n))
+    field.press("Tab")
 
 
 def wait_for_end(page: object, word: str = "Done") -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import ipywidgets as widgets
 import pandas as pd
 
@@ -30,8 +34,8 @@ class RunsTab:
         self.score = control(widgets.Dropdown, "Score", options=[])
         self.domain = control(widgets.Dropdown, "Domain", options=[runs.ALL])
         self.sort = control(widgets.Dropdown, "Sort by", options=list(runs.SORTS))
-        self.range = control(widgets.FloatRangeSlider, "Similarity", min=-1, max=1, step=0.01,
-                             value=(-1, 1), continuous_update=False)
+        self.low = control(widgets.FloatText, "Similarity from", step=0.05)
+        self.high = control(widgets.FloatText, "Similarity to", step=0.05)
         self.source = control(widgets.Dropdown, "Source", options=[])
         self.scatter = Scatter()
         self.table, self.trip = widgets.HTML(), widgets.HTML()
@@ -40,15 +44,15 @@ class RunsTab:
         hint = widgets.HTML(html.note(
             "Each point is a candidate, green where the game selected it. Click one, or choose a "
             "source from the list, to see its whole round trip."))
-        self.widget = panel(hint, self.run, self.again, self.score, self.domain, self.range, self.sort,
-                            self.scatter, self.source, self.trip, self.table)
+        self.widget = panel(hint, self.run, self.again, self.score, self.domain, self.low, self.high,
+                            self.sort, self.scatter, self.source, self.trip, self.table)
         self._observe()
         runner.guarded(self.list_runs)
 
     def _observe(self) -> None:
         self.again.on_click(lambda _: self.runner.guarded(self.list_runs))
         self.run.observe(lambda _: self.runner.guarded(self.open_run), "value")
-        for one in (self.score, self.domain, self.sort, self.range):
+        for one in (self.score, self.domain, self.sort, self.low, self.high):
             one.observe(lambda _: self._quiet or self.runner.guarded(self.filter), "value")
         self.scatter.observe(lambda change: self.runner.guarded(self.clicked), "chosen")
         self.source.observe(lambda _: self._quiet or self.runner.guarded(self.show_source), "value")
@@ -69,23 +73,30 @@ class RunsTab:
             raise UserError(f"run {self.run.value.name} has no row to show: all were flagged")
         names = runs.scores_of(rows)
         primary = labels.PRIMARY[rows["task"].iloc[0]]
-        self._quiet = True
-        self.score.options = [(labels.metric_label(name), name) for name in names]
-        self.score.value = primary if primary in names else names[0]
-        self.domain.options = runs.domains_of(rows)
-        low, high = float(rows["similarity"].min()), float(rows["similarity"].max())
-        self.range.max, self.range.min = max(self.range.max, high + 0.01), min(-1.0, low - 0.01)
-        self.range.value = (low - 0.01, high + 0.01)
-        self.range.min, self.range.max = low - 0.01, high + 0.01
-        self._quiet = False
+        with self._quietly():
+            self.score.options = [(labels.metric_label(name), name) for name in names]
+            self.score.value = primary if primary in names else names[0]
+            self.domain.options = runs.domains_of(rows)
+            similarity = rows["similarity"]  # rounded outwards, so that all rows are within at first
+            self.low.value = math.floor(100 * similarity.min()) / 100
+            self.high.value = math.ceil(100 * similarity.max()) / 100
         self.filter()
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Set several controls before anything follows them."""
+        self._quiet = True
+        try:
+            yield
+        finally:
+            self._quiet = False
 
     def filter(self) -> None:
         """Apply the filters: points, list and table follow."""
         if self.run.value is None or self.score.value is None:
             return
-        low, high = self.range.value
-        view = runs.View(self.score.value, self.domain.value, low, high, self.sort.value)
+        view = runs.View(self.score.value, self.domain.value, self.low.value, self.high.value,
+                         self.sort.value)
         shown = runs.points(runs.rows_of(self.run.value), view)
         self.shown = shown.sort_values(["rank", "item"]).head(MOST_POINTS).reset_index(drop=True)
         found = runs.sources(shown, view)
@@ -95,10 +106,9 @@ class RunsTab:
                           "Similarity of the reconstruction", name)
         self.table.value = html.source_table(found, view.score) if len(found) else html.note(
             "No source lies within these filters: widen them.")
-        self._quiet = True
-        self.source.options = [(f"{line.item} · {text[:60]}", line.item) for line, text in
-                               zip(found.itertuples(), self._words(found), strict=True)]
-        self._quiet = False
+        with self._quietly():
+            self.source.options = [(f"{line.item} · {text[:60]}", line.item) for line, text in
+                                   zip(found.itertuples(), self._words(found), strict=True)]
         self.show_source()
 
     @staticmethod
@@ -112,9 +122,8 @@ class RunsTab:
         """Show the round trip of the point that was clicked."""
         if 0 <= self.scatter.chosen < len(self.shown):
             line = self.shown.iloc[self.scatter.chosen]
-            self._quiet = True
-            self.source.value = line["item"]
-            self._quiet = False
+            with self._quietly():
+                self.source.value = line["item"]
             self.show_trip(line["item"], int(line["candidate"]))
 
     def show_source(self) -> None:
@@ -146,7 +155,7 @@ def _source_card(run: Run, item: str) -> str:
     known: Item | None = dataset(line["dataset"]).by_id().get(item) if line["dataset"] in LAYOUTS else None
     if known is None:
         text = line["source_text"]
-        words = f"The game started from: {text}" if text else "The source's dataset is not listed here."
+        words = f"The game started from: {text}" if isinstance(text, str) else "The source's dataset is not listed here."
         return html.note(words)
     seed = int(run.info()["seed"])
     game = new_game(known, line["task"], get_preset("mini"), 1, seed, line["dataset"] or OWN)

@@ -266,7 +266,8 @@ def source_table(found: pd.DataFrame, score: str, limit: int = 12) -> str:
 
 def _table_line(line: object, score: str) -> tuple[str, ...]:
     words = line.message if line.task == "image" else line.reconstruction
-    return (line.item, line.domain or "", words, number("", line.similarity),
+    domain = line.domain if isinstance(line.domain, str) else ""
+    return (line.item, domain, words, number("", line.similarity),
             number("", line.similarity_judge), number(score, line.score), f"{line.disagreement:+.2f}")
 
 

@@ -7,7 +7,7 @@ import ipywidgets as widgets
 from lib.errors import UserError
 from lib.explorer import html
 from lib.explorer.browser import RunsTab
-from lib.explorer.panels import Runner, SettingsPanel, SourcePanel, panel
+from lib.explorer.panels import MOST_CANDIDATES, Runner, SettingsPanel, SourcePanel, panel
 from lib.explorer.tabs import BeatTab, CompareTab, DriftTab, PlayTab
 from lib.presets import MINI, get_preset
 
@@ -23,7 +23,7 @@ class Page:
         except UserError as error:  # the page is the place where errors are shown
             self.runner.fail(str(error))
             chosen, name = MINI, MINI.name
-        count = min(20, n_candidates or chosen.n_candidates)
+        count = min(MOST_CANDIDATES, n_candidates or chosen.n_candidates)
         names = chosen.datasets if dataset == "all" else (dataset,)
         self.source = SourcePanel(names, self.runner, n_sources, seed)
         self.settings = SettingsPanel(chosen, name, count, seed)
@@ -46,12 +46,25 @@ class Page:
         column = widgets.Layout(flex="1 1 340px", min_width="0", margin="0 24px 0 0")
         left = widgets.VBox([widgets.HTML('<h3 class="cx">1 · Source</h3>'), self.source.widget],
                             layout=column)
-        more = widgets.Accordion([panel(self.settings.decoding_box, self.settings.model_box)],
-                                 titles=("Sampling, drawing and models",), selected_index=None)
+        more = panel(self.settings.decoding_box, self.settings.model_box)
         right = widgets.VBox([widgets.HTML('<h3 class="cx">2 · Settings</h3>'), self.settings.count,
-                              self.settings.seed, more], layout=column)
+                              self.settings.seed, unfolding("Sampling, drawing and models", more)],
+                             layout=column)
         top = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap"))
         parts = [self.play, self.beat, self.drift, self.compare, self.runs]
         tabs = widgets.Tab([part.widget for part in parts], titles=[part.title for part in parts])
         head = widgets.HTML('<h3 class="cx">3 · Game</h3>')
         return panel(widgets.HTML(html.style()), top, head, self.runner.widget, tabs)
+
+
+def unfolding(title: str, box: widgets.Box) -> widgets.Widget:
+    """A box that a button shows and hides (ipywidgets' accordion does not take the keyboard)."""
+    box.layout.display = "none"
+    toggle = widgets.ToggleButton(description=f"▸ {title}", layout=widgets.Layout(width="auto"))
+
+    def turn(change: dict) -> None:
+        box.layout.display = None if change["new"] else "none"
+        toggle.description = f"{'▾' if change['new'] else '▸'} {title}"
+
+    toggle.observe(turn, "value")
+    return panel(toggle, box)

@@ -1,4 +1,7 @@
-"""The controls that all parts of the page share: the source, the settings, and who is at work."""
+"""The controls that all parts of the page share: the source, the settings, and who is at work.
+
+Numbers are typed into fields rather than slid: fields have labels and take the keyboard.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ DIRECTIONS = {"picture → caption → picture": "image", "text → picture → 
 KINDS = ("a dataset", "my picture", "my text")
 STRATEGIES = {"the preset's own": None, "nucleus": "nucleus", "beam search": "beam",
               "greedy": "greedy", "top-k": "top_k"}
+MOST_CANDIDATES = 50
 WIDE = widgets.Layout(width="100%", max_width="30rem")
 LONG = {"description_width": "9.5rem"}
 
@@ -161,7 +165,7 @@ class SourcePanel:
                                options=[(labels.dataset_label(name), name) for name in names])
         self.item = control(widgets.Dropdown, "Source", options=[])
         self.another = button("Another one", "choose a source by lot")
-        self.file = widgets.FileUpload(accept="image/*", multiple=False, description="Choose a picture",
+        self.file = widgets.FileUpload(accept="image/*", description="Choose a picture", icon="",
                                        layout=widgets.Layout(width="auto"))
         self.captions = control(widgets.Textarea, "What do you see?", rows=2,
                                 placeholder="optional: one description a line, to score captions by")
@@ -260,13 +264,15 @@ class SettingsPanel:
             "the preset's encoder": "encoder", "its judge (second encoder)": "judge"})
         self.strategy = control(widgets.Dropdown, "Sampling", options=STRATEGIES)
         sender, generator = preset.captioner.sender, preset.generator
-        self.p = control(widgets.FloatSlider, "Nucleus p", min=0.05, max=1.0, step=0.05, value=sender.p)
-        self.beams = control(widgets.IntSlider, "Beams", min=1, max=10, value=sender.beams)
+        self.p = control(widgets.BoundedFloatText, "Nucleus p", min=0.01, max=1.0, step=0.05,
+                         value=sender.p)
+        self.beams = control(widgets.BoundedIntText, "Beams", min=1, max=20, value=sender.beams)
         self.steps = control(widgets.BoundedIntText, "Denoising steps", min=1, max=200,
                              value=generator.steps)
         self.guidance = control(widgets.BoundedFloatText, "Guidance", min=0, max=30, step=0.5,
                                 value=generator.guidance)
-        self.count = control(widgets.IntSlider, "Candidates", min=1, max=20, value=n_candidates)
+        self.count = control(widgets.BoundedIntText, "Candidates", min=1, max=MOST_CANDIDATES,
+                             value=n_candidates)
         self.seed = control(widgets.BoundedIntText, "Seed", min=0, max=2**31 - 1, value=seed)
         self.parts["generator"].observe(lambda _: self._follow(), "value")
         self.model_box = panel(*self.parts.values(), self.ranked_by)

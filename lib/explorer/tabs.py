@@ -139,7 +139,7 @@ class DriftTab:
 
     def __init__(self, source: SourcePanel, settings: SettingsPanel, runner: Runner) -> None:
         self.source, self.settings, self.runner = source, settings, runner
-        self.rounds = control(widgets.IntSlider, "Rounds", min=1, max=12, value=5)
+        self.rounds = control(widgets.BoundedIntText, "Rounds", min=1, max=30, value=5)
         self.start = runner.starter("Keep playing", "feed each reconstruction back in", self.play)
         self.shown = widgets.HTML()
         hint = widgets.HTML(html.note(
