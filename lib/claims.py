@@ -308,10 +308,10 @@ def salient_verdict(
     percentiles, similarity and score) with the share in the rest.
     """
     easy = easiness(means)
-    single = np.array([float(is_single(item)) for item in means["item"]])
+    single = np.array([bool(is_single(item)) for item in means["item"]])
     top = (easy >= np.quantile(easy, 0.75)).to_numpy()
     draws = [generator(seed, "salient", dataset, part) for part in ("top", "rest")]
-    parts = [ranking.bootstrap_mean(single[m], g) for m, g in zip((top, ~top), draws, strict=True)]
+    parts = [ranking.share(single[m], g) for m, g in zip((top, ~top), draws, strict=True)]
     return Verdict(
         "what is reconstructed and described well is mainly one salient object (5.1)",
         "image",

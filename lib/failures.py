@@ -117,9 +117,8 @@ def imperfection_verdicts(marked: pd.DataFrame, seed: int, score: str = "cider")
     """5.4.3: right captions score low where annotators use the family word."""
     task, dataset = identity(marked)
     best = imperfections(marked)
-    rate = _contrast(best, best["failure"], best["family"], seed, "rate")
-    exact = best[best["exact"]]
-    loss = _contrast(exact, exact[score], exact["family"], seed, "loss")
+    rate = _share_gap(best, "family", seed)
+    loss = _mean_gap(best[best["exact"]], score, "family", seed)
     name = labels.metric_label(score)
     return [
         Verdict(
@@ -140,18 +139,29 @@ def imperfection_verdicts(marked: pd.DataFrame, seed: int, score: str = "cider")
     ]
 
 
-def _contrast(
-    table: pd.DataFrame, values: pd.Series, group: pd.Series, seed: int, part: str
-) -> ranking.Estimate:
-    """Mean of values inside the group minus outside, both resampled."""
-    task, dataset = identity(table) if len(table) else ("", "")
-    inside = group.to_numpy(dtype=bool)
-    numbers = values.to_numpy(dtype=float)
-    means = [
-        ranking.bootstrap_mean(numbers[mask], generator(seed, part, task, dataset, name))
-        for mask, name in ((inside, "plant"), (~inside, "control"))
-    ]
+def _draws(table: pd.DataFrame, seed: int, part: str) -> list[np.random.Generator]:
+    """One generator for the planted group and one for the controls."""
+    names = identity(table) if len(table) else ("", "")
+    return [generator(seed, part, *names, group) for group in ("planted", "control")]
+
+
+def _mean_gap(table: pd.DataFrame, column: str, group: str, seed: int) -> ranking.Estimate:
+    """Mean of a column inside the group minus outside, both resampled."""
+    inside, numbers = table[group].to_numpy(dtype=bool), table[column].to_numpy(dtype=float)
+    one, other = _draws(table, seed, f"{column} {group}")
+    means = (
+        ranking.bootstrap_mean(numbers[inside], one),
+        ranking.bootstrap_mean(numbers[~inside], other),
+    )
     return ranking.difference(*means)
+
+
+def _share_gap(table: pd.DataFrame, group: str, seed: int) -> ranking.Estimate:
+    """Share of failures inside the group minus outside."""
+    inside, failed = table[group].to_numpy(dtype=bool), table["failure"].to_numpy(dtype=bool)
+    one, other = _draws(table, seed, f"failure {group}")
+    shares = (ranking.share(failed[inside], one), ranking.share(failed[~inside], other))
+    return ranking.difference(*shares)
 
 
 # generation bias
@@ -182,8 +192,8 @@ def bias_verdicts(marked: pd.DataFrame, seed: int) -> list[Verdict]:
     task, dataset = identity(marked)
     silent, found = silent_similarity(marked), biases(marked)
     gaps = [
-        _contrast(part, part["similarity"], part["carries"], seed, f"silent {name}")
-        for name, part in (("biased", silent[silent["biased"]]), ("free", silent[~silent["biased"]]))
+        _mean_gap(part, "similarity", "carries", seed + place)
+        for place, part in enumerate((silent[silent["biased"]], silent[~silent["biased"]]))
     ]
     return [
         Verdict(
@@ -199,7 +209,7 @@ def bias_verdicts(marked: pd.DataFrame, seed: int) -> list[Verdict]:
             task,
             dataset,
             "share of silent selections where another caption speaks, planted minus control kinds",
-            _contrast(found, found["failure"], found["biased"], seed, "silent wins"),
+            _share_gap(found, "biased", seed),
         ),
     ]
 

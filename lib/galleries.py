@@ -122,7 +122,7 @@ def strip(
         )
         for _, line in shown.iterrows()
     )
-    text = " / ".join(source.references[:REFERENCES])
+    text = "\n".join(f"– {text}" for text in source.references[:REFERENCES])
     text = text if task == "image" else str(rows["source_text"].iloc[0])
     picture = source.image() if getattr(source, "path", True) is not None else None
     given = {"image": "given: the picture", "text": "given: the text"}[task]
@@ -202,7 +202,9 @@ def _draw_strip(fig: Figure, strip: Strip, top: float, grid: Grid) -> None:
     if strip.picture is not None:
         _place(fig, strip.picture, grid.left, y, grid.picture, False)
     side = grid.left + grid.picture + 0.08
-    _write(fig, side, y, wrap(strip.text, grid.words, 6.1, 10), fontsize=6.1, color=INK)
+    parts = strip.text.split("\n")
+    text = "\n".join(wrap(part, grid.words, 6.1, 9 // len(parts) + 1) for part in parts)
+    _write(fig, side, y, text, fontsize=6.1, color=INK, linespacing=1.15)
     _write(fig, grid.left, y + grid.picture + 0.05, strip.given, fontsize=5.8, color=GREY)
     x = side + grid.words + grid.gap
     bar = ((x - 0.09) / width, 1 - (y + grid.picture) / height)
@@ -242,8 +244,9 @@ def described(strips: Iterable[Strip]) -> str:
     """What a gallery shows, for readers who cannot see it."""
     parts = []
     for one in strips:
-        chosen = next((cell.text for cell in one.cells if cell.selected), "")
-        parts.append(f"{one.title} Source text: {one.text}. Selected: {chosen}.")
+        chosen = next((cell.text for cell in one.cells if cell.selected), "none of those shown")
+        words = one.text.replace("– ", "").replace("\n", " / ")
+        parts.append(f"{one.title} Source text: {words}. Selected: {chosen}.")
     return " ".join(parts) or "No source of this run fits the rule."
 
 

@@ -150,6 +150,17 @@ def bootstrap_mean(
     return Estimate(value, samples, used.size, values.size - used.size)
 
 
+def share(flags: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> Estimate:
+    """Share of true flags, (S,) bool, with draws from its Jeffreys posterior, Beta(k+1/2, n-k+1/2).
+
+    A bootstrap of 0 in n would claim certainty; this stays sensible there (Brown et al., 2001).
+    """
+    n, k = len(flags), int(np.sum(flags))
+    if n == 0:
+        return Estimate(float("nan"), np.full(resamples, np.nan), 0)
+    return Estimate(k / n, rng.beta(k + 0.5, n - k + 0.5, size=resamples), n)
+
+
 def difference(a: Estimate, b: Estimate) -> Estimate:
     """a - b for two estimates on disjoint samples, resampled independently of each other."""
     return Estimate(a.value - b.value, a.samples - b.samples, a.n + b.n, a.left_out + b.left_out)

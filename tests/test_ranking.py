@@ -240,3 +240,12 @@ def test_p_value_is_two_sided_and_never_zero() -> None:
     assert always.p_value() == pytest.approx(2 / 2000)
     even = ranking.Estimate(0.0, np.array([-1.0, 1.0]), 2)
     assert even.p_value() == 1.0
+
+
+def test_share_is_not_certain_at_zero(rng: np.random.Generator) -> None:
+    none = ranking.share(np.zeros(10, dtype=bool), rng)
+    low, high = none.interval()
+    assert none.value == 0 and low < 0.01 and 0.15 < high < 0.3
+    half = ranking.share(np.arange(100) % 2 == 0, rng)
+    assert half.value == 0.5 and half.interval() == pytest.approx((0.404, 0.596), abs=0.015)
+    assert np.isnan(ranking.share(np.empty(0, dtype=bool), rng).interval()).all()
