@@ -276,7 +276,7 @@ def test_large_pictures_are_reduced_before_they_travel():
 # --- the page without a browser ----------------------------------------------------------------
 
 
-def test_the_page_shows_errors_and_plays():
+def test_the_page_shows_errors():
     page = Page(n_candidates=2)
     assert page.runner.errors.value == "" and "<img" in page.source.shown.value
     page.source.kind.value = KINDS[1]
@@ -287,6 +287,21 @@ def test_the_page_shows_errors_and_plays():
     broken = {"name": "broken.png", "type": "image/png", "size": 3, "content": memoryview(b"abc")}
     page.source.file.value = ({**broken, "last_modified": datetime.now(UTC)},)
     assert "broken.png" in page.runner.errors.value
+
+
+def test_the_page_plays_the_mini_models_in_every_way():
+    page = Page(dataset="picturebook-coco", n_sources=5, n_candidates=2)
+    ways = [(page.play, "image", 2), (page.play, "text", 2), (page.beat, "image", 3),
+            (page.drift, "image", 2), (page.compare, "image", 3)]
+    page.drift.rounds.value = 2
+    page.beat.text.value = "a small orange ball"
+    for tab, direction, cards in ways:  # the comparison's B is beam search: one candidate
+        page.source.direction.value = direction
+        tab.start.click()
+        page.runner.wait(300)
+        assert page.runner.errors.value == "" and "Done after" in page.runner.text.value
+        assert tab.shown.value.count('<li class="cx-card') == cards and "drawing …" not in tab.shown.value
+    assert "the captioner</b>" in page.beat.shown.value
 
 
 def test_the_page_opens_with_an_unknown_preset():

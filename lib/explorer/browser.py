@@ -155,8 +155,8 @@ def _source_card(run: Run, item: str) -> str:
     known: Item | None = dataset(line["dataset"]).by_id().get(item) if line["dataset"] in LAYOUTS else None
     if known is None:
         text = line["source_text"]
-        words = f"The game started from: {text}" if isinstance(text, str) else "The source's dataset is not listed here."
-        return html.note(words)
+        return html.note(f"The game started from: {text}" if isinstance(text, str) else
+                         "The source's dataset is not listed here.")
     seed = int(run.info()["seed"])
     game = new_game(known, line["task"], get_preset("mini"), 1, seed, line["dataset"] or OWN)
     return html.source_card(game)
