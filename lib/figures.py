@@ -332,9 +332,9 @@ def table_figure(blocks: Sequence[tuple[str, pd.DataFrame]], note: str = "") -> 
         ax.hlines(y - 0.75, 0.005, 0.995, color=INK, linewidth=0.8)
         ax.text(0.005, y, title, weight="bold", va="center", fontsize=7)
         for place, name in zip(places, layout.columns, strict=False):
-            ax.text(
-                place, y + 1, name.replace(" (", "\n("), ha="right", va="center", fontsize=6.2
-            )
+            head = name.replace(" (", "\n(")
+            size = 6.5 if head == name else 5.4
+            ax.text(place, y + 1.3, head, ha="right", va="bottom", fontsize=size, linespacing=0.95)
         ax.hlines(y + 1.5, 0.005, 0.995, color=GREY, linewidth=0.4)
         for offset, (name, cells) in enumerate(layout.iterrows(), start=2):
             _table_line(ax, y + offset, places, str(name), cells)
