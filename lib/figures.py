@@ -317,16 +317,17 @@ def table_figure(blocks: Sequence[tuple[str, pd.DataFrame]], note: str = "") -> 
     """Draw tables of text cells, one block below the other, as a paper sets them.
 
     blocks: (title, layout) with row names in the index; the row "Selected" is set bold and the
-    context rows grey.  Columns of all blocks share their places.
+    context rows grey.  Columns of all blocks share their places; few columns make one text column.
     """
     width = max(layout.shape[1] for _, layout in blocks)
     lines = sum(len(layout) + 2.4 for _, layout in blocks) + 1.2
     step = 0.155
-    fig = plt.figure(figsize=(PAGE, step * lines + 0.1))
+    few = width <= 3
+    fig = plt.figure(figsize=(COLUMN if few else PAGE, step * lines + 0.1))
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 1), ylim=(lines, -0.4))
     ax.axis("off")
-    first, y = 0.2, 0.6
+    first, y = 0.3 if few else 0.2, 0.6
     places = first + (0.995 - first) * (np.arange(width) + 1) / width
     for title, layout in blocks:
         ax.hlines(y - 0.75, 0.005, 0.995, color=INK, linewidth=0.8)

@@ -227,8 +227,10 @@ def paper_layout(block: pd.DataFrame, context: bool = True) -> pd.DataFrame:
         "–" if pd.isna(low) else f"{signed(low)} to {signed(high)}"
         for low, high in zip(block["low"], block["high"], strict=True)
     ]
+    # Pictures are drawn from other noise, not by nucleus sampling.
+    baseline = "Nucleus" if (block["task"] == "image").all() else "Mean candidate"
     lines = {
-        "Nucleus": block["nucleus"].map(percent),
+        baseline: block["nucleus"].map(percent),
         "Selected": block["selected"].map(percent),
         "Gain (%)": block["gain"].map(signed),
         "Interval": interval,
