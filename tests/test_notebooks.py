@@ -49,7 +49,7 @@ def test_notebook_takes_the_common_parameters(path):
 def test_manifest_lists_every_notebook():
     listed = notebooks.read_manifest()
     assert listed == sorted(listed)
-    assert set(ALL) - set(listed) <= {notebooks.NOTEBOOKS / "00_explore.ipynb"}
+    assert set(ALL) - set(listed) <= {notebooks.NOTEBOOKS / "00_explore.ipynb"}  # for people
 
 
 # --- as run ----------------------------------------------------------------------------------
@@ -126,7 +126,8 @@ def test_greedy_baseline_is_there(played):
 def test_every_figure_is_a_vector_a_png_and_a_sidecar(played):
     folder = played / "figures" / "mini"
     pictures = sorted(folder.glob("*.png"))
-    assert len(pictures) >= 8
+    # Others depend on whether so few sources hold an example.
+    assert {path.stem for path in pictures} >= {"figure3", "figure4", "figure5", "table1", "table1_gains"}
     for path in pictures:
         with Image.open(path) as picture:
             assert min(picture.size) > 100
@@ -145,9 +146,12 @@ def holds_nan(value):
     return isinstance(value, float) and math.isnan(value)
 
 
-def test_table_1_is_there_in_both_forms(played):
+def test_table_1_and_the_report_are_there(played):
     folder = played / "figures" / "mini"
-    assert list(folder.glob("*table1*.csv")) and list(folder.glob("*table1*.tex"))
+    table = pd.read_csv(folder / "table1.csv")
+    assert len(table) and table.notna().any(axis=None)
+    assert "CIDEr" in (folder / "table1.tex").read_text(encoding="utf-8")
+    assert (folder / "index.html").stat().st_size > 100_000
 
 
 def test_executed_copies_have_no_errors(played):
