@@ -6,6 +6,7 @@ seen twice in the same words. Each model has its own seed, its own draw of scene
 
 from __future__ import annotations
 
+import json
 import random
 from copy import deepcopy
 from dataclasses import replace
@@ -41,6 +42,16 @@ def draw_pixels(scenes: list[Scene]) -> Tensor:
 def halved(module: nn.Module) -> nn.Module:
     """A half-precision copy for the disk."""
     return deepcopy(module).to("cpu", torch.float16)
+
+
+def tidy(folder: Path) -> None:
+    """Remove from the saved configurations what says where they were made, and a key that loading warns about."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        if config.get("_class_name") == "AutoencoderTiny":
+            config.pop("block_out_channels", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 class Recipe:

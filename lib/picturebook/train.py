@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import lib
 from lib.picturebook.networks import count_parameters
-from lib.picturebook.recipes import RECIPES, Recipe
+from lib.picturebook.recipes import RECIPES, Recipe, tidy
 
 ROOT = Path(lib.__file__).resolve().parent.parent
 MODELS = ROOT / "data" / "models" / "mini"
@@ -141,6 +141,7 @@ def publish(name: str, recipe: Recipe, average: Average, folder: Path, step: int
     recipe.module.eval()
     with torch.no_grad():
         recipe.export(recipe.module)
+        tidy(recipe.models)
         if hasattr(recipe, "sheet"):
             write_sheet(recipe.sheet(recipe.module), folder / f"sheet-{step:06d}.png")
     average.swap(recipe.module)
