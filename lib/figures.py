@@ -214,7 +214,8 @@ def rank_panel(
     for dataset, y in zip(profiles, _spread(ends, 0.27 * (top - bottom)), strict=True):
         low, high = rhos[dataset].interval()
         text = f"{labels.short_label(dataset)}\nρ = {rhos[dataset].value:.2f}\n"
-        text += f"[{low:.2f}, {high:.2f}]\nSD {factor * profiles[dataset]['sd'].mean():.2g}"
+        spread = factor * profiles[dataset]["sd"].mean()
+        text += f"[{low:.2f}, {high:.2f}]\nSD {spread:.{0 if spread >= 10 else 2}f}"
         ax.annotate(
             text.replace("-0.", "−0."),
             (1.02, y),
