@@ -179,6 +179,11 @@ def _spread(positions: Sequence[float], gap: float) -> list[float]:
     return result.tolist()
 
 
+def _plain(value: float) -> str:
+    """Two figures where they matter, never an exponent."""
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
 def rank_panel(
     ax: Axes,
     profiles: Mapping[str, pd.DataFrame],
@@ -211,7 +216,9 @@ def rank_panel(
     sns.despine(ax=ax)
     bottom, top = ax.get_ylim()
     ends = [factor * table["mean"].iloc[-1] for table in profiles.values()]
-    for dataset, y in zip(profiles, _spread(ends, 0.27 * (top - bottom)), strict=True):
+    places = np.array(_spread(ends, 0.27 * (top - bottom)))
+    places += max(0.0, bottom + 0.12 * (top - bottom) - places.min())
+    for dataset, y in zip(profiles, places, strict=True):
         low, high = rhos[dataset].interval()
         text = f"{labels.short_label(dataset)}\nρ = {rhos[dataset].value:.2f}\n"
         spread = factor * profiles[dataset]["sd"].mean()

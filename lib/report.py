@@ -217,7 +217,15 @@ def _cost(paths: Sequence[str]) -> dict[str, Any]:
         (str(name), ["–" if math.isnan(value) else f"{value:,.4g}" for value in values])
         for name, values in zip(table.index, table.to_numpy(dtype=float), strict=True)
     ]
-    return {"columns": list(table.columns), "lines": lines}
+    return {"columns": [_run_label(name) for name in table.columns], "lines": lines}
+
+
+def _run_label(name: str) -> str:
+    """A run's folder name in words: task and dataset."""
+    parts = name.split("--")
+    if len(parts) < 3 or parts[2] not in labels.TASKS:
+        return name
+    return f"{labels.TASKS[parts[2]]}, {labels.short_label(parts[1])}"
 
 
 def _provenance(folder: Path, names: Sequence[str]) -> dict[str, Any]:

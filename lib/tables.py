@@ -134,13 +134,16 @@ def mean_row(systems: Systems, metric: str, rng: np.random.Generator) -> dict:
     base = np.where(usable, scores.mean(axis=1), np.nan)
     picked = ranking.pick(scores, systems.index)
     greedy = systems.greedy.get(metric, np.full(len(scores), np.nan))[usable]
-    lengths = grid(systems.rows, "n_words")
+    length = None
+    if identity(systems.rows)[0] == "image":  # in the other task the words are the receiver's
+        words = grid(systems.rows, "n_words")
+        length = ranking.length_adjusted_gain(scores, words, systems.index, rng)
     return {
         "metric": metric,
         "nucleus": float(np.mean(base[usable])) if usable.any() else np.nan,
         "selected": float(np.mean(picked[usable])) if usable.any() else np.nan,
         "gain": ranking.paired_gain(base, picked, rng),
-        "gain_length": ranking.length_adjusted_gain(scores, lengths, systems.index, rng),
+        "gain_length": length,
         "greedy": float(np.mean(greedy)) if np.isfinite(greedy).any() else np.nan,
         "oracle": float(np.mean(ranking.pick(scores, _oracle(systems))[usable])),
     }
