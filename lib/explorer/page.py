@@ -17,12 +17,11 @@ class Page:
 
     def __init__(self, preset: str = "mini", dataset: str = "all", n_sources: int = 0,
                  n_candidates: int = 0, seed: int = 0) -> None:
-        self.runner = Runner()
+        self.runner, wrong = Runner(), ""
         try:
             chosen, name = get_preset(preset), preset
         except UserError as error:  # the page is the place where errors are shown
-            self.runner.fail(str(error))
-            chosen, name = MINI, MINI.name
+            chosen, name, wrong = MINI, MINI.name, str(error)
         count = min(MOST_CANDIDATES, n_candidates or chosen.n_candidates)
         names = chosen.datasets if dataset == "all" else (dataset,)
         self.source = SourcePanel(names, self.runner, n_sources, seed)
@@ -34,6 +33,8 @@ class Page:
         self.drift = DriftTab(self.source, self.settings, self.runner)
         self.compare = CompareTab(self.source, self.settings, other, self.runner)
         self.runs = RunsTab(self.runner)
+        if wrong:  # last: showing a source clears what was said before
+            self.runner.fail(wrong)
         self.widget = self._arrange()
 
     def _reseed(self, change: dict) -> None:
