@@ -25,6 +25,8 @@ from lib.presets import REPO_ROOT
 NOTEBOOK = notebooks.NOTEBOOKS / "00_explore.ipynb"
 HOST, PORT = "127.0.0.1", 8866
 PATIENCE = 180  # seconds until the server must answer
+ELSEWHERE = ("One round in each direction step by step, with every quantity on the way: "
+             "`notebooks/00_explore.ipynb` in JupyterLab.")
 LARGEST_UPLOAD = 256 * 2**20  # bytes; the server's own limit would cut off large photographs
 
 
@@ -55,7 +57,11 @@ def free_port(wanted: int = PORT) -> int:
 
 
 def with_parameters(parameters: Mapping[str, Any], folder: Path) -> Path:
-    """A copy of the notebook with these parameters, in a folder of its own."""
+    """A copy of the notebook with these parameters, in a folder of its own.
+
+    It ends with the page: the rounds step by step below it are for JupyterLab, and a visitor need
+    not wait until they are played.
+    """
     import nbformat
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
@@ -65,6 +71,8 @@ def with_parameters(parameters: Mapping[str, Any], folder: Path) -> Path:
     given = {name: absolute(value) for name, value in parameters.items() if name in known}
     copy = folder / NOTEBOOK.name
     book = parameterize_notebook(book, given, kernel_name="python3", language="python")
+    last = max(k for k, cell in enumerate(book.cells) if "open_page" in cell.source)
+    book.cells = [*book.cells[: last + 1], nbformat.v4.new_markdown_cell(ELSEWHERE)]
     nbformat.write(book, copy)
     return copy
 

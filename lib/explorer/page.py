@@ -61,7 +61,8 @@ class Page:
 def unfolding(title: str, box: widgets.Box) -> widgets.Widget:
     """A box that a button shows and hides (ipywidgets' accordion does not take the keyboard)."""
     box.layout.display = "none"
-    toggle = widgets.ToggleButton(description=f"▸ {title}", layout=widgets.Layout(width="auto"))
+    toggle = widgets.ToggleButton(description=f"▸ {title}", layout=widgets.Layout(
+        width="auto", align_self="flex-start"))
 
     def turn(change: dict) -> None:
         box.layout.display = None if change["new"] else "none"

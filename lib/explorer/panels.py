@@ -40,7 +40,7 @@ def control(kind: type[widgets.Widget], label: str, **settings: Any) -> Any:
 def button(label: str, hint: str, kind: str = "") -> widgets.Button:
     """A button that is as wide as its words."""
     return widgets.Button(description=label, tooltip=hint, button_style=kind,
-                          layout=widgets.Layout(width="auto", margin="4px 8px 4px 0"))
+                          layout=widgets.Layout(width="auto", margin="4px 8px 4px 0", align_self="flex-start"))
 
 
 def panel(*children: widgets.Widget) -> widgets.VBox:
@@ -166,7 +166,7 @@ class SourcePanel:
         self.item = control(widgets.Dropdown, "Source", options=[])
         self.another = button("Another one", "choose a source by lot")
         self.file = widgets.FileUpload(accept="image/*", description="Choose a picture", icon="",
-                                       layout=widgets.Layout(width="auto"))
+                                       layout=widgets.Layout(width="auto", align_self="flex-start"))
         self.captions = control(widgets.Textarea, "What do you see?", rows=2,
                                 placeholder="optional: one description a line, to score captions by")
         self.text = control(widgets.Textarea, "Text", rows=2, value="a red owl in the snow",
