@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -95,7 +96,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     Whoever looks sees the old file, the new file or none, never half of one. Raises UserError if
     the disk is full or the folder may not be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -128,7 +129,8 @@ def write_many(files: Mapping[Path, bytes], scratch: Path) -> None:
 
     Forcing them to disk side by side takes a fraction of the time of one after the other.
     """
-    temporary = {path: scratch / f"{os.getpid()}-{i}.tmp" for i, path in enumerate(files)}
+    # Process numbers would not do: two machines that share the folder may have the same.
+    temporary = {path: scratch / f"{secrets.token_hex(8)}.tmp" for path in files}
     path = scratch
     try:
         scratch.mkdir(parents=True, exist_ok=True)

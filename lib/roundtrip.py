@@ -7,7 +7,8 @@
 
 A run that was cut off anywhere continues where it stopped, and ends with the same tables byte for
 byte: a shard is a pure function of its items (``game.play_shard``), a file appears only when it is
-whole, and a shard counts as done only when its file is there.
+whole, and a shard counts as done only when its file is there. One process may play, or several
+workers (``crew``).
 """
 
 from __future__ import annotations
@@ -17,24 +18,25 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from lib import provenance, results, scorecard
 from lib.datasets import Dataset, Item, load_dataset
 from lib.errors import UserError
-from lib.game import TASKS, Played, Shard, Task, play_shard
-from lib.images import png_bytes
+from lib.game import TASKS, Played, Shard
+from lib.jobs import Hooks, Job, Load
 from lib.metrics import Corpus
 from lib.players import Cost, Models, describe_models, load_models
 from lib.presets import REPO_ROOT, Preset, preset_to_dict
 from lib.results import Run, RunKey
 
 SHARD_SIZE = 32
+ENGINES = ("local",)
 # Scored together: enough to share the start of Java processes, few enough to keep memory flat.
 SHARDS_SCORED_TOGETHER = 32
 CACHE = REPO_ROOT / "data" / "cache"
@@ -48,26 +50,17 @@ class Plan:
     key: RunKey
     run: Run
     dataset: Dataset
-    task: Task
     shard_size: int
     left_out: tuple[str, ...] = ()
 
-    def shards(self) -> list[Shard]:
-        """The run's sources in batches."""
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """The run's sources in batches, each with the place of its files."""
         items, key = self.dataset.items, self.key
-        return [
-            Shard(key.name, key.dataset, key.preset, items[start : start + self.shard_size],
-                  key.n_candidates, key.seed)
-            for start in range(0, len(items), self.shard_size)
-        ]
-
-    def shard_path(self, index: int) -> Path:
-        """Where a shard's rows lie."""
-        return self.run.path / "shards" / f"{index:05d}.parquet"
-
-    def baseline_path(self, index: int) -> Path:
-        """Where the baselines of a shard's sources lie."""
-        return self.run.path / "baselines" / f"{index:05d}.parquet"
+        starts = range(0, len(items), self.shard_size)
+        shards = [Shard(key.name, key.dataset, key.preset, items[start : start + self.shard_size],
+                        key.n_candidates, key.seed) for start in starts]
+        return [Job(i, shard, key.task, self.run.path, key.hash) for i, shard in enumerate(shards)]
 
 
 # --- planning ----------------------------------------------------------------------------------
@@ -103,7 +96,7 @@ def plan_run(
     # A run keeps the shards that it was begun with, whatever the size asked for now.
     begun = results.read_json(run.path / "run.json") or {}
     kept = begun.get("shard_size") if begun.get("hash") == key.hash else None
-    return Plan(key, run, chosen, TASKS[task], kept or shard_size, left_out)
+    return Plan(key, run, chosen, kept or shard_size, left_out)
 
 
 def _fit(dataset: Dataset, task: str) -> tuple[Dataset, tuple[str, ...]]:
@@ -127,28 +120,48 @@ def _fit(dataset: Dataset, task: str) -> tuple[Dataset, tuple[str, ...]]:
 def play(
     preset: Preset, dataset: str | Dataset, task: str, n_sources: int, n_candidates: int,
     seed: int, engine: str = "local", workers: int = 1, progress: bool = True,
-    models: Models | None = None, root: Path | None = None, shard_size: int = SHARD_SIZE,
+    models: Models | Load | None = None, root: Path | None = None, shard_size: int = SHARD_SIZE,
 ) -> Run:
     """Play a run to its end, or return at once if it is finished.
 
-    models: already loaded ones; the preset's are loaded when None and something is to be played.
+    engine, workers: "local" is processes of this machine, each with models of its own; one worker
+    is this process itself.
+    models: loaded ones, or a function that loads them (what several workers need); the preset's are
+    loaded when None and something is to be played.
     Raises UserError for bad input; whatever was finished before stays.
     """
+    crew = _crew(engine, workers, models)
     plan = plan_run(preset, dataset, task, n_sources, n_candidates, seed, root, shard_size)
-    if engine != "local" or workers != 1:
-        raise UserError(f"engine {engine!r} with {workers} workers: only 'local' with 1 is built in")
     with results.run_lock(plan.run.path):
         if not _scored(plan):
             begin(plan)
             waiting = pending(plan)
-            if waiting:
-                players = models or load_models(preset)
-                _record_models(plan, players)
+            if waiting and crew is None:
+                load = models or partial(load_models, preset)
+                players = load if isinstance(load, Models) else load()
+                _record_models(plan, describe_models(players))
                 play_pending(plan, waiting, players, progress)
+            elif waiting:
+                play_with_crew(plan, waiting, partial(crew, workers=workers, load=models), progress)
             if progress:
                 print(f"scoring {plan.key.name}", file=sys.stderr, flush=True)
             finish(plan)
     return plan.run
+
+
+def _crew(engine: str, workers: int, models: Models | Load | None) -> Callable[..., None] | None:
+    """Who plays the jobs: None for this process itself. UserError for an engine that is not there."""
+    _check_counts(workers=workers)
+    if engine not in ENGINES:
+        raise UserError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
+    if engine == "local" and workers == 1:
+        return None
+    if isinstance(models, Models):
+        raise UserError(f"engine {engine!r} with {workers} workers: each loads its own models, hand "
+                        "over a function that does, not loaded ones")
+    from lib.crew import play_in_processes
+
+    return play_in_processes
 
 
 def begin(plan: Plan) -> None:
@@ -160,9 +173,8 @@ def begin(plan: Plan) -> None:
         results.write_json(path, describe_run(plan))
 
 
-def _record_models(plan: Plan, models: Models) -> None:
+def _record_models(plan: Plan, loaded: Mapping[str, Any]) -> None:
     """Add to ``run.json`` what was really loaded: revision, device, number type."""
-    loaded = describe_models(models)
     record = plan.run.info()
     if loaded and record.get("loaded") != loaded:
         record["loaded"] = loaded
@@ -188,67 +200,54 @@ def describe_run(plan: Plan) -> dict[str, Any]:
     }
 
 
-def pending(plan: Plan) -> list[int]:
-    """Indices of the shards that are not done. A damaged one is reported and counts as not done.
+def pending(plan: Plan) -> list[Job]:
+    """The shards that are not done. A damaged one is reported and counts as not done.
 
     Raises UserError if a shard has another schema or belongs to another run.
     """
-    return [i for i, shard in enumerate(plan.shards()) if not _done(plan, i, shard)]
+    return [job for job in plan.jobs if not job.is_done()]
 
 
-def _done(plan: Plan, index: int, shard: Shard) -> bool:
-    files = [(plan.shard_path(index), results.PLAYED)]
-    if plan.key.task == "image":
-        files.append((plan.baseline_path(index), results.PLAYED_BASELINES))
-    for path, schema in files:
-        if not path.is_file():
-            return False
-        try:
-            table = results.read_table(path, schema, plan.key.hash)
-        except results.DamagedTable as error:
-            print(f"damaged, is played again: {error}", file=sys.stderr, flush=True)
-            return False
-        each = shard.n_candidates if schema is results.PLAYED else 1
-        if table["item"].to_pylist() != [item.id for item in shard.items for _ in range(each)]:
-            print(f"not the expected sources, is played again: {path}", file=sys.stderr, flush=True)
-            return False
-    return True
-
-
-def play_pending(plan: Plan, waiting: Sequence[int], models: Models, progress: bool) -> None:
+def play_pending(plan: Plan, waiting: Sequence[Job], models: Models, progress: bool) -> None:
     """Play the pending shards one after the other, while a thread writes the last one's files."""
-    shards = plan.shards()
     cost = Cost.from_dict(plan.run.cost())  # what earlier sittings have spent
-    with progress_bar(len(plan.dataset), plan.key.name, progress) as bar, \
-            ThreadPoolExecutor(max_workers=1) as writer:
-        bar.update(len(plan.dataset) - sum(len(shards[i].items) for i in waiting))
+    with progress_bar(plan, waiting, progress) as bar, ThreadPoolExecutor(max_workers=1) as writer:
         last: Future[None] | None = None
-        for index in waiting:
-            played = play_shard(shards[index], plan.task, models)
+        for job in waiting:
+            played = job.play(models)
             if last is not None:
                 last.result()  # at most one shard waits in memory; a full disk stops us here
             cost.add(played.cost)
-            last = writer.submit(publish, plan, index, played, cost.as_dict())
-            bar.update(len(shards[index].items))
+            last = writer.submit(_publish, plan, job, played, cost.as_dict())
+            bar.update(len(job.shard.items))
         if last is not None:
             last.result()
 
 
-def publish(plan: Plan, index: int, played: Played, cost: Mapping[str, Any]) -> None:
-    """Put a shard on disk: pictures, then baselines, then its rows, whose file makes it done."""
-    pictures = {plan.run.path / name: png_bytes(p) for name, p in played.pictures.items()}
-    results.write_many(pictures, plan.run.path / ".scratch")
-    if played.baselines is not None:
-        results.write_table(plan.baseline_path(index), played.baselines, plan.key.hash)
-    results.write_table(plan.shard_path(index), played.rows, plan.key.hash)
+def _publish(plan: Plan, job: Job, played: Played, cost: Mapping[str, Any]) -> None:
+    job.publish(played)
     results.write_json(plan.run.path / "cost.json", cost)
 
 
-def progress_bar(total: int, name: str, shown: bool) -> tqdm:
+def play_with_crew(plan: Plan, waiting: Sequence[Job], crew: Callable[..., None], progress: bool) -> None:
+    """Let several workers play the pending shards; costs are summed here, in one bar."""
+    cost = Cost.from_dict(plan.run.cost())
+    with progress_bar(plan, waiting, progress) as bar:
+
+        def done(job: Job, spent: Cost) -> None:
+            cost.add(spent)
+            results.write_json(plan.run.path / "cost.json", cost.as_dict())
+            bar.update(len(job.shard.items))
+
+        crew(waiting, plan.key.preset, hooks=Hooks(partial(_record_models, plan), done))
+
+
+def progress_bar(plan: Plan, waiting: Sequence[Job], shown: bool) -> tqdm:
     """A bar on a terminal; elsewhere (a log, a notebook run by papermill) a plain line now and then."""
-    terminal = sys.stderr.isatty()
-    return tqdm(total=total, desc=name, unit="source", disable=not shown, ascii=not terminal,
-                mininterval=0.5 if terminal else 30.0, maxinterval=60.0)
+    terminal, total = sys.stderr.isatty(), len(plan.dataset)
+    done = total - sum(len(job.shard.items) for job in waiting)
+    return tqdm(total=total, initial=done, desc=plan.key.name, unit="source", disable=not shown,
+                ascii=not terminal, mininterval=0.5 if terminal else 30.0, maxinterval=60.0)
 
 
 # --- ranking and scoring -----------------------------------------------------------------------
@@ -275,7 +274,7 @@ def finish(plan: Plan) -> None:
     missing: dict[str, str] = {}
 
     def scored_rows() -> Iterator[pa.Table]:
-        for played in _batches(plan, plan.shard_path, results.PLAYED):
+        for played in _batches(plan, [job.rows_path for job in plan.jobs], results.PLAYED):
             rows, reasons = scorecard.score_rows(played, items, corpus)
             missing.update(reasons)
             counts["rows"] += rows.num_rows
@@ -285,7 +284,8 @@ def finish(plan: Plan) -> None:
 
     def scored_baselines() -> Iterator[pa.Table]:
         if plan.key.task == "image":
-            for played in _batches(plan, plan.baseline_path, results.PLAYED_BASELINES):
+            paths = [job.baselines_path for job in plan.jobs]
+            for played in _batches(plan, paths, results.PLAYED_BASELINES):
                 yield scorecard.score_baselines(played, items, corpus)
 
     _write_parts(plan, "baselines.parquet", results.BASELINES, scored_baselines)
@@ -295,11 +295,8 @@ def finish(plan: Plan) -> None:
     results.write_json(plan.run.path / "run.json", record)
 
 
-def _batches(
-    plan: Plan, place: Callable[[int], Path], schema: pa.Schema
-) -> Iterator[pa.Table]:
-    """The run's shards in order, some together."""
-    paths = [place(i) for i in range(len(plan.shards()))]
+def _batches(plan: Plan, paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The tables of the run's shards in order, some together."""
     for start in range(0, len(paths), SHARDS_SCORED_TOGETHER):
         group = paths[start : start + SHARDS_SCORED_TOGETHER]
         try:

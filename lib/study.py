@@ -48,10 +48,10 @@ class Study:
         """True scenes by item id, None where unknown."""
         return {item.id: item.scene for item in self.data(dataset).items}
 
-    def play(self, dataset: str, task: str) -> Run:
+    def play(self, dataset: str, task: str, engine: str = "local", workers: int = 1) -> Run:
         """Play a run, or go on with one that was cut off."""
         size = (self.n_sources, self.n_candidates, self.seed)
-        return roundtrip.play(self.preset, self.data(dataset), task, *size)
+        return roundtrip.play(self.preset, self.data(dataset), task, *size, engine, workers)
 
     def run(self, dataset: str, task: str) -> Run:
         """The finished run; UserError says which notebook makes it."""
