@@ -17,11 +17,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lib import notebooks
 from lib.errors import UserError
 from lib.presets import REPO_ROOT, Preset, get_preset
+
+if TYPE_CHECKING:
+    from lib.study import Study
 
 EXAMPLES = """\
 examples:
@@ -29,6 +32,7 @@ examples:
   ./run_all.sh --n 20                the same, small
   ./run_all.sh --only 03             one figure again, from finished rows
   ./run_all.sh --preset mine.toml    your own models or decoding
+  ./run_all.sh --verify              do the finished rows repeat?
   ./run_all.sh --explore             a page to play on, in your browser
 """
 
@@ -81,6 +85,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="run every notebook, also those that are up to date")
     parser.add_argument("--explore", action="store_true",
                         help="serve a page to play on, on this machine only, until Ctrl-C")
+    parser.add_argument("--verify", action="store_true",
+                        help="run no notebook; play a sample of the finished rows again and compare")
     flags = parser.parse_args(arguments)
     if flags.preset.endswith(".toml"):
         flags.preset = from_caller(flags.preset)
@@ -282,6 +288,31 @@ def explore(flags: argparse.Namespace) -> None:
     serve(notebook_parameters(flags, preset))
 
 
+def open_rows(flags: argparse.Namespace) -> Study:
+    """The runs that the flags stand for."""
+    preset = get_preset(flags.preset)
+    check_dataset(flags.dataset)
+    from lib.study import open_study
+    return open_study(*notebook_parameters(flags, preset).values())
+
+
+def verify(flags: argparse.Namespace) -> bool:
+    """Play a sample of the finished rows again; whether they repeat."""
+    from lib.verify import verify_rows
+    return verify_rows(open_rows(flags))
+
+
+def compare(flags: argparse.Namespace) -> None:
+    """Say whether the averages are the committed ones, where some are committed for these flags.
+
+    It is a finding, not a failure: another machine may round differently. Of somebody's own
+    pictures or texts nothing is expected.
+    """
+    if ":" not in flags.dataset:
+        from lib import expected
+        expected.report(open_rows(flags))
+
+
 def write_report(outcome: Outcome) -> Path | None:
     """Make the report from all figures there are; None as long as there is none."""
     if not any(outcome.place.figures.glob("*.svg")):
@@ -318,14 +349,18 @@ def _stop(signum: int, frame: object) -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0, 1 (a notebook failed), 2 (bad input), 130 (stopped)."""
+    """Command line; returns the exit status: 0, 1 (a notebook failed, rows do not repeat), 2 (bad
+    input), 130 (stopped)."""
     try:
         flags = parse(arguments)
         if flags.explore:
             explore(flags)
+        elif flags.verify:
+            return 0 if verify(flags) else 1
         else:
             outcome = run_all(flags)
             summarise(outcome, write_report(outcome))
+            compare(flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
