@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
-SLOW = 240_000  # ms: a busy machine loads models and draws pictures in its own time
+SLOW = 120_000  # ms: a busy machine loads models and draws pictures in its own time
 
 
 def find_chromium() -> str | None:
@@ -72,8 +73,21 @@ def set_count(page: object, n: int) -> None:
     field.press("Tab")
 
 
+def begin(page: object, button: str, key: str = "") -> None:
+    """Press a button that starts work, by its key if one is given.
+
+    The status line of earlier work is marked as old, so that nobody takes its end for the new end.
+    """
+    page.evaluate("document.querySelectorAll('.cx-status').forEach(e => e.classList.add('old'))")
+    found = page.get_by_role("button", name=button, exact=True)
+    found.press(key) if key else found.click()
+
+
 def wait_for_end(page: object, word: str = "Done") -> str:
-    """Wait until the work behind the page has ended; what the status line says."""
-    line = page.locator(".cx-status").filter(has_text=f"{word} after")
+    """Wait until the work that was begun has ended; what the status line says."""
+    line = page.locator(".cx-status:not(.old)").filter(has_text=re.compile("(Done|Failed|Stopped) after"))
     line.first.wait_for(timeout=SLOW)
-    return line.first.inner_text()
+    said = line.first.inner_text()
+    alerts = page.locator(".cx-alert:visible").all_inner_texts()
+    assert said.startswith(word), f"wanted '{word}', the page says {said!r} {alerts}"
+    return said

@@ -14,6 +14,7 @@ from lib.presets import REPO_ROOT
 from tests.browser import (
     DESKTOP,
     PHONE,
+    begin,
     chromium,
     find_chromium,
     open_explorer,
@@ -45,21 +46,21 @@ def desktop(browser: object, address: str) -> None:
     page = open_explorer(browser, address, DESKTOP).page
     shoot(page, "explorer-start")
     set_count(page, 6)
-    page.get_by_role("button", name="Play", exact=True).click()
+    begin(page, "Play")
     wait_for_end(page)
     page.set_viewport_size({"width": DESKTOP[0], "height": 1500})
     shoot(page, "explorer-play")
     tab(page, "Keep playing")
-    page.get_by_role("button", name="Keep playing", exact=True).click()
+    begin(page, "Keep playing")
     wait_for_end(page)
     shoot(page, "explorer-drift")
     tab(page, "Beat the captioner")
     page.get_by_label("Your caption").fill("a small orange ball on a street in the city")
-    page.get_by_role("button", name="Draw my caption").click()
+    begin(page, "Draw my caption")
     wait_for_end(page)
     shoot(page, "explorer-beat")
     tab(page, "Compare")
-    page.get_by_role("button", name="Compare", exact=True).click()
+    begin(page, "Compare")
     wait_for_end(page)
     shoot(page, "explorer-compare")
     tab(page, "Finished runs")
@@ -75,11 +76,9 @@ def phone(browser: object, address: str) -> None:
     page = open_explorer(browser, address, PHONE).page
     shoot(page, "explorer-phone-start")
     set_count(page, 4)
-    button = page.get_by_role("button", name="Play", exact=True)
-    button.click()
+    begin(page, "Play")
     wait_for_end(page)
-    button.scroll_into_view_if_needed()
-    page.mouse.wheel(0, 500)
+    page.locator(".cx-card:visible").first.scroll_into_view_if_needed()
     shoot(page, "explorer-phone-play")
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lib import serve
-from tests.browser import chromium, find_chromium, open_explorer, set_count, wait_for_end
+from tests.browser import begin, chromium, find_chromium, open_explorer, set_count, wait_for_end
 
 pytest.importorskip("voila", reason="the package voila is not installed")
 pytest.importorskip("playwright", reason="the package playwright is not installed")
@@ -46,7 +46,7 @@ def visible(page, selector):
 
 
 def play(page):
-    page.get_by_role("button", name="Play", exact=True).click()
+    begin(page, "Play")
     return wait_for_end(page)
 
 
@@ -119,7 +119,7 @@ def test_a_long_run_stops(explorer):
     page.get_by_role("button", name="a dataset").click()
     page.get_by_label("Direction").select_option(index=1)  # texts: every candidate is drawn anew
     set_count(page, 50)
-    page.get_by_role("button", name="Play", exact=True).click()
+    begin(page, "Play")
     page.locator(".cx-status").filter(has_text="of 50 candidates").first.wait_for()
     page.get_by_role("button", name="Stop", exact=True).click()
     wait_for_end(page, "Stopped")
@@ -134,8 +134,7 @@ def test_controls_have_names_and_take_the_keyboard(explorer):
         .map(e => e.outerHTML.slice(0, 120))""")
     assert nameless == []
     set_count(page, 2)
-    page.get_by_role("button", name="Play", exact=True).focus()
-    page.keyboard.press("Enter")
+    begin(page, "Play", key="Enter")
     wait_for_end(page)
     assert visible(page, ".cx-card").count() == 2
 
