@@ -1,4 +1,4 @@
-"""The page in a real browser: both directions, an upload, a bad file, stopping, a finished run.
+"""The page in a real browser: both directions, an upload, a bad file, stopping, the keyboard.
 
 One server and one page for all tests, in order, as a person would use them.
 """
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lib import serve
-from tests.browser import begin, chromium, find_chromium, open_explorer, set_count, wait_for_end
+from tests.browser import begin, chromium, find_chromium, open_explorer, set_count, upload, wait_for_end
 
 pytest.importorskip("voila", reason="the package voila is not installed")
 pytest.importorskip("playwright", reason="the package playwright is not installed")
@@ -97,8 +97,7 @@ def test_text_reconstruction_of_a_typed_text(explorer):
 def test_an_uploaded_picture_plays(explorer):
     page = explorer.page
     page.get_by_role("button", name="my picture").click()
-    page.locator("input[type=file]").first.set_input_files(
-        {"name": "mine.png", "mimeType": "image/png", "buffer": png()})
+    upload(page, "mine.png", png())
     visible(page, ".cx-source img").first.wait_for()
     play(page)
     assert visible(page, ".cx-card").count() == 3
@@ -107,8 +106,7 @@ def test_an_uploaded_picture_plays(explorer):
 
 def test_a_bad_file_gets_a_clear_message(explorer):
     page = explorer.page
-    page.locator("input[type=file]").first.set_input_files(
-        {"name": "letter.png", "mimeType": "image/png", "buffer": b"Dear Sir or Madam"})
+    upload(page, "letter.png", b"Dear Sir or Madam")
     alert = visible(page, ".cx-alert")
     alert.wait_for()
     assert "letter.png" in alert.inner_text() and "not a picture" in alert.inner_text()
