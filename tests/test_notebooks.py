@@ -69,17 +69,17 @@ def played(tmp_path_factory):
     return root
 
 
-def tables(played, name):
-    """{(dataset, task): table} of every run in the temporary place."""
+def tables(played):
+    """{(dataset, task): rows} of every run in the temporary place."""
     found = {}
-    for path in (played / "runs").glob(f"*/{name}.parquet"):
+    for path in (played / "runs").glob("*/rows.parquet"):
         table = pd.read_parquet(path)
         found[table["dataset"].iloc[0], table["task"].iloc[0]] = table
     return found
 
 
 def test_both_tasks_of_both_datasets_are_played(played):
-    rows = tables(played, "rows")
+    rows = tables(played)
     assert set(rows) == {(dataset, task) for dataset in MINI.datasets for task in ("image", "text")}
     for table in rows.values():
         assert len(table) == N_SOURCES * N_CANDIDATES
@@ -89,7 +89,7 @@ def test_both_tasks_of_both_datasets_are_played(played):
 
 
 def test_rows_make_sense(played):
-    for (dataset, task), table in tables(played, "rows").items():
+    for (dataset, task), table in tables(played).items():
         assert table["similarity"].between(-1, 1).all() and table["similarity_judge"].notna().all()
         best = table.groupby("item")["similarity"].transform("max")
         assert (table.groupby("item")["selected"].sum() == 1).all()
@@ -117,10 +117,11 @@ def test_pictures_exist_and_are_pictures(played):
 
 
 def test_greedy_baseline_is_there(played):
-    for (_, task), table in tables(played, "baselines").items():
-        if task == "image":
-            assert set(table["kind"]) == {"greedy"} and table["item"].nunique() == N_SOURCES
-            assert table["cider"].notna().all()
+    for dataset in MINI.datasets:
+        path, = (played / "runs").glob(f"mini--{dataset}--image--*/baselines.parquet")
+        table = pd.read_parquet(path)
+        assert set(table["kind"]) == {"greedy"} and table["item"].nunique() == N_SOURCES
+        assert table["cider"].notna().all()
 
 
 def test_every_figure_is_a_vector_a_png_and_a_sidecar(played):
