@@ -43,11 +43,12 @@ CSS = """
 .cx-waiting { width: 100%; aspect-ratio: 1; display: grid; place-items: center; border-radius: 4px;
   color: var(--jp-ui-font-color2, #666); background: var(--jp-layout-color2, #f2f2f2); }
 .cx-words { margin: 6px 0 4px; min-height: 2.8em; }
-.cx-scores { display: grid; grid-template-columns: 1fr auto; gap: 0 6px; margin: 0; font-size: 12px; }
-.cx-scores dt { color: var(--jp-ui-font-color2, #555); font-weight: normal; }
-.cx-scores dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
-.cx-scores .cx-main { font-weight: 700; font-size: 13px; color: inherit; }
-.cx-source { display: flex; gap: 14px; align-items: flex-start; flex-wrap: wrap; }
+dl.cx-scores { display: grid; grid-template-columns: 1fr auto; gap: 0 6px; margin: 0; font-size: 12px; }
+dl.cx-scores dt, dl.cx-scores dd { float: none; display: block; width: auto; padding: 0; margin: 0; }
+dl.cx-scores dt { color: var(--jp-ui-font-color2, #555); font-weight: normal; }
+dl.cx-scores dd { text-align: right; font-variant-numeric: tabular-nums; }
+dl.cx-scores .cx-main { font-weight: 700; font-size: 13px; color: inherit; }
+.cx-source { display: flex; margin: 8px 0; gap: 14px; align-items: flex-start; flex-wrap: wrap; }
 .cx-source .cx-picture { width: 170px; flex: none; }
 .cx-source ul, .cx-source ol { margin: .2em 0 0; padding-left: 1.2em; }
 .cx-source > div { flex: 1 1 220px; }
@@ -73,12 +74,16 @@ CSS = """
 .cx-first { fill: BLUE; } .cx-label-second { fill: VERMILLION; }
 .cx-panel { max-width: 100%; }
 .cx-panel .widget-label { min-width: 0; }
+.cx-panel .widget-inline-hbox { box-sizing: border-box; padding-right: 6px; }
 .widget-tab > .lm-TabBar .lm-TabBar-tab, .jupyter-widget-tab > .lm-TabBar .lm-TabBar-tab
   { flex: 0 1 auto; min-width: 0; max-width: none; }
 @media (max-width: 640px) {
   .cx-cards { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; }
   .cx-source .cx-picture { width: 128px; }
-  .jupyter-widget-tab > .lm-TabBar .lm-TabBar-tab { padding: 0 5px; font-size: 12px; }
+  .cx-panel .widget-label { width: 6.5rem !important; }
+  .jupyter-widget-tab > .lm-TabBar, .jupyter-widget-tab > .lm-TabBar .lm-TabBar-content
+    { flex-wrap: wrap; height: auto; min-height: 0; max-height: none; }
+  .jupyter-widget-tab > .lm-TabBar .lm-TabBar-tab { flex: 0 0 auto; padding: 0 5px; font-size: 12px; }
 }
 """
 
