@@ -382,6 +382,7 @@ def share_panel(ax: Axes, counts: pd.DataFrame) -> None:
     ax.set_yticks(range(len(counts), 0, -1), counts["group"])
     ax.set_ylim(0.4, len(counts) + 0.6)
     ax.set_xlim(0, min(125, max(25, 100 * np.nanmax([*counts["high"], 0.1]) * 1.3)))
+    ax.set_xticks(range(0, 101, 20))
     ax.set_xlabel("Sources (%)")
     ax.tick_params(axis="y", length=0)
     sns.despine(ax=ax, left=True)

@@ -206,20 +206,23 @@ PARTS = {"captioner": captioner_measures, "generator": generator_measures, "enco
 def main() -> None:
     """Parse the command line, measure, print a table and write `data/models/mini/evaluation.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=list(PARTS), help="which models (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--n", type=int, default=500, help="held-out scenes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="draw of scenes (default: %(default)s)")
     options = parser.parse_args()
     if options.n < 1:
         parser.error(f"--n {options.n}: must be at least 1")
     parts = options.parts or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     measures = [measure for part in parts for measure in PARTS[part](options.n, options.seed)]
     for measure in measures:
         verdict = "" if measure.target is None else f"target {measure.target:g}: " + (
             "reached" if measure.value >= measure.target else "MISSED")  # fmt: skip
         print(f"{measure.name:<62} {measure.value:6.3f}  n = {measure.n:<5} {verdict}")
     if parts == list(PARTS):
-        record = {"n": options.n, "seed": options.seed, "measures": [vars(measure) for measure in measures]}
+        record = {"n": options.n, "seed": options.seed, "measures": [
+            {"name": m.name, "value": float(m.value), "n": int(m.n), "target": m.target} for m in measures]}
         write_json(MODELS / "evaluation.json", record)
 
 

@@ -1,0 +1,76 @@
+"""The README's tables of results, from the committed verdicts and measurements: `python -m lib.readme`.
+
+With `--write` the lines between the README's two pairs of markers are replaced. A test holds the README
+to what the files in `figures/mini` and `data/models/mini` say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from lib import labels
+from lib.presets import REPO_ROOT
+
+FIGURES = REPO_ROOT / "figures" / "mini"
+EVALUATION = REPO_ROOT / "data" / "models" / "mini" / "evaluation.json"
+README = REPO_ROOT / "README.md"
+
+# Verdict file, notebook, how the README names it, and which claims of the file it shows.
+SHOWN = (
+    ("figure3", "03", "Figure 3", "the better the reconstruction"),
+    ("figure4", "04", "Figure 4", "sources that are reconstructed better"),
+    ("table1", "05", "Table 1", "the selected caption"),
+    ("failures", "08", "Failures", ("annotation imperfection", "the generator adds")),
+)
+
+
+def result_lines(figures: Path = FIGURES) -> list[str]:
+    """A Markdown table: figure, notebook, claim, statistic with interval, finding; one row a verdict."""
+    lines = ["| figure | notebook | claim | measured | n | finding |", "|---|---|---|---|---|---|"]
+    for name, notebook, title, start in SHOWN:
+        for verdict in json.loads((figures / f"{name}.verdict.json").read_text(encoding="utf-8")):
+            if not verdict["claim"].startswith(start) or verdict["value"] is None:
+                continue
+            low, high = (f"{bound:.2f}" for bound in verdict["interval"])
+            where = f"{verdict['task']}, {labels.short_label(verdict['dataset'])}"
+            claim = re.sub(r" \([^)]*\)$", "", verdict["claim"])
+            measured = f"{verdict['value']:.2f}{verdict['unit']} [{low}, {high}]"
+            lines.append(f"| {title} | {notebook} | {where}: {claim} | {measured} | {verdict['n']} | {verdict['finding']} |")
+    return lines
+
+
+def model_lines(evaluation: Path = EVALUATION) -> list[str]:
+    """A Markdown table of the measures that have a target, and of the accessory plant."""
+    lines = ["| measure | value | target | |", "|---|---|---|---|"]
+    for measure in json.loads(evaluation.read_text(encoding="utf-8"))["measures"]:
+        target = measure["target"]
+        if target is None and not measure["name"].startswith("generator: accessory"):
+            continue
+        verdict = "" if target is None else "reached" if measure["value"] >= target else "**missed**"
+        lines.append(f"| {measure['name']} | {measure['value']:.3f} | {'' if target is None else target} | {verdict} |")
+    return lines
+
+
+def rewrite(text: str) -> str:
+    """The README's text with both tables replaced."""
+    for marker, lines in (("results", result_lines()), ("models", model_lines())):
+        block = "\n".join([f"<!-- {marker} -->", *lines, f"<!-- end of {marker} -->"])
+        text = re.sub(f"<!-- {marker} -->.*<!-- end of {marker} -->", lambda _, b=block: b, text, flags=re.DOTALL)
+    return text
+
+
+def main() -> None:
+    """Print the tables, or write them into the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="replace the tables in README.md")
+    if parser.parse_args().write:
+        README.write_text(rewrite(README.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print("\n".join([*result_lines(), "", *model_lines()]))
+
+
+if __name__ == "__main__":
+    main()
