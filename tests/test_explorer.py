@@ -17,9 +17,10 @@ from lib import explorer, notebooks, roundtrip, serve
 from lib.datasets import Item
 from lib.errors import UserError
 from lib.explorer import html, runs
+from lib.explorer.browser import RunsTab
 from lib.explorer.models import Stopped, stopping
 from lib.explorer.page import Page
-from lib.explorer.panels import KINDS
+from lib.explorer.panels import KINDS, Runner
 from lib.explorer.play import OWN
 from lib.game import TASKS, play_shard
 from lib.players import Models
@@ -242,6 +243,16 @@ def test_a_round_trip_of_a_run_comes_back_as_candidates(run):
     assert explorer.selected(found).index == row["candidate"]
     with pytest.raises(UserError, match="no item 'nothing'"):
         runs.candidates_of(run, "nothing")
+
+
+def test_the_tab_opens_with_a_run_and_a_round_trip(run, monkeypatch):
+    monkeypatch.setattr(runs, "finished_runs", lambda: [run])
+    runner = Runner()
+    tab = RunsTab(runner)
+    assert runner.errors.value == "" and tab.run.value == run
+    assert tab.trip.value.count('<li class="cx-card') == 4 and "<table" in tab.table.value
+    tab.low.value, tab.high.value = 5.0, 6.0
+    assert tab.trip.value == "" and "widen them" in tab.table.value and runner.errors.value == ""
 
 
 # --- what is shown -----------------------------------------------------------------------------

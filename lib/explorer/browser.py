@@ -61,7 +61,9 @@ class RunsTab:
         """Offer the finished runs."""
         found = runs.finished_runs()
         self.run.options = [(_title(run), run) for run in found]
-        if not found:
+        if found:  # a list that was empty chooses nothing of itself
+            self.run.index = 0
+        else:
             self.table.value = html.note("No run is finished yet: ./run_all.sh plays some.")
 
     def open_run(self) -> None:
@@ -109,6 +111,7 @@ class RunsTab:
         with self._quietly():
             self.source.options = [(f"{line.item} · {text[:60]}", line.item) for line, text in
                                    zip(found.itertuples(), self._words(found), strict=True)]
+            self.source.index = 0 if len(found) else None
         self.show_source()
 
     @staticmethod
