@@ -138,7 +138,7 @@ LAYOUTS: dict[str, Layout] = {
                       "nocaps_val_4500_captions.json"), ("images", "val"),
                      "data/nocaps", "NOCAPS_DIR"),
 }
-# Ids of Karpathy's validation and test pictures, made by `python -m lib.fetch split`.
+# Ids of Karpathy's validation and test pictures; not in the repository yet.
 KARPATHY_SPLIT = REPO_ROOT / "data" / "splits" / "coco_karpathy.json"
 NAMES = (*LAYOUTS, "folder:PATH", "texts:PATH")
 
@@ -169,10 +169,9 @@ def _load_named(name: str, layout: Layout) -> Dataset:
     root = layout.root()
     annotation = next((root / a for a in layout.annotation if (root / a).is_file()), None)
     if annotation is None:
-        fetch = f"./run_all.sh --fetch --dataset {name}"
-        fetch = "python -m lib.picturebook.build" if layout.scenes else fetch
-        hint = f", or set {layout.variable} to a folder that has it" if layout.variable else ""
-        raise UserError(f"dataset {name}: {root / layout.annotation[0]} is absent: run {fetch}{hint}")
+        remedy = "run python -m lib.picturebook.build" if layout.scenes else (
+            f"put the official files there, or set {layout.variable} to a folder that has them")
+        raise UserError(f"dataset {name}: {root / layout.annotation[0]} is absent: {remedy}")
     images = next((root / i for i in layout.images if (root / i).is_dir()), root / layout.images[0])
     scenes = root / layout.scenes if layout.scenes else None
     keep = read_split(KARPATHY_SPLIT) if name == "coco" else None
@@ -182,7 +181,7 @@ def _load_named(name: str, layout: Layout) -> Dataset:
 def read_split(path: Path) -> frozenset[str]:
     """Ids listed by a split file: JSON ``{"ids": [...]}``."""
     if not path.is_file():
-        raise UserError(f"split file {path} is absent: make it with `python -m lib.fetch split`, "
+        raise UserError(f"split file {path} is absent: write one as {{\"ids\": [...]}}, "
                         "or use the dataset coco-val2014")
     data = captions.read_json(path)
     ids = data.get("ids") if isinstance(data, dict) else None

@@ -6,6 +6,7 @@ single file to its SHA-256, as they were when first fetched: later fetches give 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 from lib.convert import BLIP_CAPTION_URL, BLIP_TOKENIZER, SMALL_FILES, convert_blip, write_source
 from lib.download import download, file_hash
 from lib.errors import UserError
-from lib.presets import REPO_ROOT, Preset
+from lib.presets import REPO_ROOT, Preset, get_preset
 from lib.weights import (
     APPROXIMATE_GB,
     LOCK_FILE,
@@ -134,3 +135,17 @@ def _write_json(file: Path, data: dict[str, str]) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, file)
+
+
+def main() -> None:
+    """`python -m lib.model_fetch PRESET`: fetch ahead what a preset needs."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("preset", help="a name such as paper, or a .toml file")
+    try:
+        fetch_models(get_preset(parser.parse_args().preset))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

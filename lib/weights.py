@@ -81,7 +81,7 @@ def model_folder(model_id: str, revision: str | None = None,
             raise UserError(f"model {model_id} has only pickled weights in {folder}: convert them "
                             f"with lib.convert.convert_pickle, or choose another model ({HINT})")
         raise UserError(f"model {model_id} has no *.safetensors in {folder}: fetch it again with "
-                        f"run_all.sh --fetch ({HINT})")
+                        f"python -m lib.model_fetch PRESET ({HINT})")
     return folder
 
 
@@ -95,7 +95,7 @@ def _local_folder(model_id: str) -> Path:
         remedy = (f"it belongs to the repository: restore it with git checkout -- {model_id}, "
                   "or train it with python -m lib.picturebook.train")
     elif model_id.startswith("data/models/hub"):
-        remedy = f"make it with run_all.sh --fetch{_size(model_id)}; {HINT}"
+        remedy = f"make it with python -m lib.model_fetch PRESET{_size(model_id)}; {HINT}"
     else:
         remedy = f"check the id in the preset; {HINT}"
     raise UserError(f"model folder {model_id} is missing: {remedy}")
@@ -186,7 +186,7 @@ def repository_size(model_id: str, revision: str | None, patterns: Sequence[str]
 def _missing(model_id: str, reason: str) -> str:
     """The one line for a hub model that cannot be had."""
     return (f"model {model_id} is missing{_size(model_id)}: {reason}; fetch it ahead with "
-            f"run_all.sh --fetch on a connected machine, or give a local folder as its id; {HINT}")
+            f"python -m lib.model_fetch PRESET on a connected machine, or give a local folder as its id; {HINT}")
 
 
 def _size(model_id: str) -> str:
@@ -204,13 +204,13 @@ def _offline() -> bool:
 
 
 def locked_revision(model_id: str) -> str | None:
-    """The revision that ``--fetch`` resolved and locked for a hub id, or None."""
+    """The revision that ``lib.model_fetch`` resolved and locked for a hub id, or None."""
     if not LOCK_FILE.is_file():
         return None
     try:
         return json.loads(LOCK_FILE.read_text(encoding="utf-8")).get(model_id)
     except (json.JSONDecodeError, AttributeError) as error:
-        raise UserError(f"lock file {LOCK_FILE} is damaged: delete it and run --fetch") from error
+        raise UserError(f"lock file {LOCK_FILE} is damaged: delete it and fetch again") from error
 
 
 def used_revision(folder: Path) -> str | None:

@@ -260,7 +260,7 @@ def test_bad_names(name, reason):
 def test_absent_data_tells_how_to_get_it(name, monkeypatch, tmp_path):
     monkeypatch.setenv("COCO_DIR", str(tmp_path))
     monkeypatch.setenv("NOCAPS_DIR", str(tmp_path))
-    with pytest.raises(UserError, match=f"--fetch --dataset {name}.*_DIR"):
+    with pytest.raises(UserError, match=f"dataset {name}: .* is absent: .*_DIR"):
         load_dataset(name)
 
 
