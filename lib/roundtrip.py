@@ -254,18 +254,19 @@ def progress_bar(plan: Plan, waiting: Sequence[Job], shown: bool) -> tqdm:
 
 
 def _scored(plan: Plan) -> bool:
-    """Whether the tables are there, of this run, and scored as this version scores."""
+    """Whether the tables are there, of this run, scored as this version scores, and counted in run.json."""
     marks = results.marks(plan.run.path / "rows.parquet")
     return (plan.run.finished and marks.get("run") == plan.key.hash
             and marks.get("scores") == scorecard.version()
-            and (plan.run.path / "baselines.parquet").is_file())
+            and (plan.run.path / "baselines.parquet").is_file()
+            and "counts" in (results.read_json(plan.run.path / "run.json") or {}))
 
 
 def finish(plan: Plan) -> None:
     """Rank and score all shards into ``rows.parquet`` and ``baselines.parquet``.
 
-    Can be repeated at any time without playing again. ``rows.parquet`` comes last: it is what
-    makes a run finished.
+    Can be repeated at any time without playing again. Tables first, then the counts in
+    ``run.json``: a run without them is scored again.
     """
     items = plan.dataset.by_id()
     references = plan.dataset.references
