@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,10 +31,12 @@ from lib.study import Study, open_study, spoken
 
 SAMPLE = 3  # sources of each run
 
+Picture = Callable[[str], Any]  # opens the picture that a row names
+
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: the largest difference found and what is allowed, with the reason."""
+    """One comparison: the largest difference or the number found, what is allowed, and why."""
 
     name: str
     found: float
@@ -60,8 +63,9 @@ TOLERANCES: dict[str, tuple[float, str]] = {
     "similarity_judge": (1e-4, _ROUNDING),
     "pixels": (2.0, "grey levels of 255, " + _ROUNDING),
 }
-TEXTS_ALLOWED = 0.01
-_NEAR_TIE = "share; a token flips where two are tied but for rounding"
+FLIPS_ALLOWED = 0.01  # share of captions and of sources, and one in any case
+_NEAR_TIE = "1 %, at least 1; a token flips where two are tied but for rounding"
+_TIED = "1 %, at least 1; after such a flip, or where two candidates are tied but for rounding"
 
 
 def replay(run: Run, plan: Plan, models: Models, sample: int = SAMPLE) -> list[Check]:
@@ -82,22 +86,40 @@ def replay(run: Run, plan: Plan, models: Models, sample: int = SAMPLE) -> list[C
 
 def compare(run: Run, played: Played) -> list[Check]:
     """Compare rows played again with those of the run."""
-    again = played.rows.to_pandas()
-    both = again.merge(run.rows(), on=["item", "candidate"], suffixes=("", "_kept"),
+    return differences(run.rows(), run.image, played.rows.to_pandas(), played.pictures.__getitem__)
+
+
+def differences(kept: pd.DataFrame, kept_picture: Picture, again: pd.DataFrame,
+                again_picture: Picture) -> list[Check]:
+    """Compare all rows of ``again`` with the rows of the same sources and candidates in ``kept``.
+
+    kept_picture, again_picture: open a picture by the path that a row gives. Where a caption
+    differs, the rest of its row is that of another candidate: such flips are counted, and left
+    out of the differences that follow.
+    """
+    both = again.merge(kept, on=["item", "candidate"], suffixes=("", "_kept"),
                        how="left", validate="one_to_one", indicator=True)
     words = spoken(again)
     same = (both[words] == both[f"{words}_kept"]).to_numpy()
     lost = int((both["_merge"] != "both").sum() + (both["seed"] != both["seed_kept"]).sum())
+    tops = _top_flips(both)
     checks = [
         Check("rows absent or with another seed", lost, 0, "a seed comes from names alone"),
-        Check(f"captions that differ, of {len(both)}", float(np.mean(~same)), TEXTS_ALLOWED, _NEAR_TIE),
-        Check("sources with another best candidate", _top_flips(both), TEXTS_ALLOWED,
-              "share; as for captions"),
+        _flips("captions that differ", int(np.sum(~same)), len(both), _NEAR_TIE),
+        _flips("sources with another best candidate", sum(tops), len(tops), _TIED),
     ]
     for name in ("logprob", "similarity", "similarity_euclidean", "similarity_judge"):
         checks.append(Check(name, _largest(both[same], name), *TOLERANCES[name]))
-    checks.append(Check("pixels", _pixels(run, both[same], played, words), *TOLERANCES["pixels"]))
+    # A picture follows its caption in image reconstruction and precedes it in text reconstruction.
+    column, shown = ("reconstruction", same) if words == "message" else ("message", slice(None))
+    pairs = both.loc[shown, [column, f"{column}_kept"]].dropna().drop_duplicates()
+    checks.append(Check("pixels", _pixels(pairs, again_picture, kept_picture), *TOLERANCES["pixels"]))
     return checks
+
+
+def _flips(name: str, count: int, total: int, reason: str) -> Check:
+    """A number of flips, of which a small share is allowed."""
+    return Check(f"{name}, of {total}", count, max(1.0, FLIPS_ALLOWED * total), reason)
 
 
 def _largest(both: pd.DataFrame, name: str) -> float:
@@ -108,20 +130,18 @@ def _largest(both: pd.DataFrame, name: str) -> float:
     return float(np.nanmax(np.abs(now - kept), initial=0.0))
 
 
-def _top_flips(both: pd.DataFrame) -> float:
-    """Share of sources whose most similar candidate is another one now."""
-    flips = [ranking.ordinal_ranks(source["similarity"].to_numpy(float)).argmin()
-             != ranking.ordinal_ranks(source["similarity_kept"].to_numpy(float)).argmin()
-             for _, source in both.groupby("item", sort=False)]
-    return float(np.mean(flips)) if flips else 0.0
+def _top_flips(both: pd.DataFrame) -> list[bool]:
+    """For each source, whether its most similar candidate is another one now."""
+    return [ranking.ordinal_ranks(source["similarity"].to_numpy(float)).argmin()
+            != ranking.ordinal_ranks(source["similarity_kept"].to_numpy(float)).argmin()
+            for _, source in both.groupby("item", sort=False)]
 
 
-def _pixels(run: Run, both: pd.DataFrame, played: Played, words: str) -> float:
+def _pixels(pairs: pd.DataFrame, again_picture: Picture, kept_picture: Picture) -> float:
     """The largest difference of a pixel, in grey levels; infinite for another size."""
-    column = "reconstruction" if words == "message" else "message"
     largest = 0.0
-    for now, kept in both[[column, f"{column}_kept"]].drop_duplicates().itertuples(index=False):
-        a, b = np.asarray(played.pictures[now], int), np.asarray(run.image(kept), int)
+    for now, kept in pairs.itertuples(index=False):
+        a, b = np.asarray(again_picture(now), int), np.asarray(kept_picture(kept), int)
         largest = max(largest, float(np.abs(a - b).max()) if a.shape == b.shape else np.inf)
     return largest
 
