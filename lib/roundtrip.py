@@ -7,14 +7,16 @@
 
 A run that was cut off anywhere continues where it stopped, and ends with the same tables byte for
 byte: a shard is a pure function of its items (``game.play_shard``), a file appears only when it is
-whole, and a shard counts as done only when its file is there. One process may play, or several
-workers (``crew``).
+whole, and a shard counts as done only when its file is there. One process may play, several
+workers on this machine (``crew``), or the actors of a Ray cluster (``crew_ray``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,17 +28,19 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from lib import provenance, results, scorecard
+from lib.cost import Cost
+from lib.cost import line as cost_line
 from lib.datasets import Dataset, Item, load_dataset
 from lib.errors import UserError
 from lib.game import TASKS, Played, Shard
 from lib.jobs import Hooks, Job, Load
 from lib.metrics import Corpus
-from lib.players import Cost, Models, describe_models, load_models
+from lib.players import Models, describe_models, load_models
 from lib.presets import REPO_ROOT, Preset, preset_to_dict
 from lib.results import Run, RunKey
 
 SHARD_SIZE = 32
-ENGINES = ("local",)
+ENGINES = ("local", "ray")
 # Scored together: enough to share the start of Java processes, few enough to keep memory flat.
 SHARDS_SCORED_TOGETHER = 32
 CACHE = REPO_ROOT / "data" / "cache"
@@ -125,7 +129,8 @@ def play(
     """Play a run to its end, or return at once if it is finished.
 
     engine, workers: "local" is processes of this machine, each with models of its own; one worker
-    is this process itself.
+    is this process itself. "ray" is actors of the Ray cluster that RAY_ADDRESS names, or of one
+    that is started here.
     models: loaded ones, or a function that loads them (what several workers need); the preset's are
     loaded when None and something is to be played.
     Raises UserError for bad input; whatever was finished before stays.
@@ -138,14 +143,18 @@ def play(
             waiting = pending(plan)
             if waiting and crew is None:
                 load = models or partial(load_models, preset)
-                players = load if isinstance(load, Models) else load()
+                with booking(plan, "load"):
+                    players = load if isinstance(load, Models) else load()
                 _record_models(plan, describe_models(players))
                 play_pending(plan, waiting, players, progress)
             elif waiting:
                 play_with_crew(plan, waiting, partial(crew, workers=workers, load=models), progress)
             if progress:
                 print(f"scoring {plan.key.name}", file=sys.stderr, flush=True)
-            finish(plan)
+            with booking(plan, "score"):
+                finish(plan)
+            if progress:
+                print(cost_line(plan.key.name, Cost.from_dict(plan.run.cost())), file=sys.stderr)
     return plan.run
 
 
@@ -159,6 +168,11 @@ def _crew(engine: str, workers: int, models: Models | Load | None) -> Callable[.
     if isinstance(models, Models):
         raise UserError(f"engine {engine!r} with {workers} workers: each loads its own models, hand "
                         "over a function that does, not loaded ones")
+    if engine == "ray":
+        from lib import crew_ray
+
+        crew_ray.check_installed()
+        return crew_ray.play_on_ray
     from lib.crew import play_in_processes
 
     return play_in_processes
@@ -211,6 +225,7 @@ def pending(plan: Plan) -> list[Job]:
 def play_pending(plan: Plan, waiting: Sequence[Job], models: Models, progress: bool) -> None:
     """Play the pending shards one after the other, while a thread writes the last one's files."""
     cost = Cost.from_dict(plan.run.cost())  # what earlier sittings have spent
+    begun = time.perf_counter() - cost.wall
     with progress_bar(plan, waiting, progress) as bar, ThreadPoolExecutor(max_workers=1) as writer:
         last: Future[None] | None = None
         for job in waiting:
@@ -218,10 +233,21 @@ def play_pending(plan: Plan, waiting: Sequence[Job], models: Models, progress: b
             if last is not None:
                 last.result()  # at most one shard waits in memory; a full disk stops us here
             cost.add(played.cost)
+            cost.wall = time.perf_counter() - begun
             last = writer.submit(_publish, plan, job, played, cost.as_dict())
             bar.update(len(job.shard.items))
         if last is not None:
             last.result()
+
+
+@contextlib.contextmanager
+def booking(plan: Plan, stage: str) -> Iterator[None]:
+    """Add the time of a block outside the game to ``cost.json``."""
+    spent = Cost()
+    with spent.stage(stage):
+        yield
+    spent.add(Cost.from_dict(plan.run.cost()))
+    results.write_json(plan.run.path / "cost.json", spent.as_dict())
 
 
 def _publish(plan: Plan, job: Job, played: Played, cost: Mapping[str, Any]) -> None:
@@ -232,10 +258,12 @@ def _publish(plan: Plan, job: Job, played: Played, cost: Mapping[str, Any]) -> N
 def play_with_crew(plan: Plan, waiting: Sequence[Job], crew: Callable[..., None], progress: bool) -> None:
     """Let several workers play the pending shards; costs are summed here, in one bar."""
     cost = Cost.from_dict(plan.run.cost())
+    begun = time.perf_counter() - cost.wall
     with progress_bar(plan, waiting, progress) as bar:
 
         def done(job: Job, spent: Cost) -> None:
             cost.add(spent)
+            cost.wall = time.perf_counter() - begun  # the loading of several workers included
             results.write_json(plan.run.path / "cost.json", cost.as_dict())
             bar.update(len(job.shard.items))
 
@@ -274,6 +302,10 @@ def finish(plan: Plan) -> None:
     counts: dict[str, int] = {"rows": 0, "flagged": 0, "truncated_prompts": 0}
     missing: dict[str, str] = {}
 
+    def forget() -> None:
+        if corpus is not None:
+            corpus.forget()
+
     def scored_rows() -> Iterator[pa.Table]:
         for played in _batches(plan, [job.rows_path for job in plan.jobs], results.PLAYED):
             rows, reasons = scorecard.score_rows(played, items, corpus)
@@ -282,12 +314,14 @@ def finish(plan: Plan) -> None:
             counts["flagged"] += sum(rows["flagged"].to_pylist())
             counts["truncated_prompts"] += sum(rows["truncated"].to_pylist())
             yield rows
+            forget()
 
     def scored_baselines() -> Iterator[pa.Table]:
         if plan.key.task == "image":
             paths = [job.baselines_path for job in plan.jobs]
             for played in _batches(plan, paths, results.PLAYED_BASELINES):
                 yield scorecard.score_baselines(played, items, corpus)
+                forget()
 
     _write_parts(plan, "baselines.parquet", results.BASELINES, scored_baselines)
     _write_parts(plan, "rows.parquet", results.ROWS, scored_rows)

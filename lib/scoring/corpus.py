@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import lib
@@ -25,6 +26,8 @@ from lib.scoring.wordnet import load_wordnet
 
 DEFAULT_CACHE = Path(lib.__file__).parent.parent / "data" / "cache"
 FORMAT = 1  # counts up when tokens or the file's layout change
+# Items whose references' graphs share a file: reading and writing stay linear in the items.
+GRAPHS_TOGETHER = 1000
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,8 @@ class Corpus:
         frequencies: Frequencies | None = None,
     ) -> None:
         self.references = references
-        self.tokens = tokens  # caption -> its PTB tokens
+        self.tokens = tokens  # caption -> its PTB tokens, the references' first
+        self._n_own = len(tokens)
         self.cache = cache
         self.meteor_statistics: dict[tuple[str, str], str] = {}  # (item, tokens) -> statistics
         self.graphs: dict[str, Graph] = {}  # tokens -> scene graph
@@ -75,10 +79,9 @@ class Corpus:
 
     def borrow(self, references: Mapping[str, Sequence[str]]) -> Corpus:
         """A corpus of other references with this one's document frequencies (for uploads)."""
-        other = Corpus(_checked(references), self.tokens, self.cache, self.frequencies)
-        captions = [caption for group in other.references.values() for caption in group]
-        other.tokenize(captions)
-        return other
+        checked = _checked(references)
+        self.tokenize([caption for captions in checked.values() for caption in captions])
+        return Corpus(checked, self.tokens, self.cache, self.frequencies)
 
     @cached_property
     def java(self) -> Java:
@@ -116,20 +119,46 @@ class Corpus:
             NoParser: spaCy or its model is missing.
         """
         new = [item for item in dict.fromkeys(items) if item not in self._scenes]
-        wanted = {caption for item in new for caption in self.reference_tokens(item)}
-        if not wanted <= self.graphs.keys():
-            key = content_hash(FORMAT, spice_spacy.fingerprint(), sorted(self.references.items()))
-            path = self.cache / f"graphs-{key}.json.gz"
-            cached = read_cache(path) or {}
-            self.graphs.update((text, spice_spacy.from_json(g)) for text, g in cached.items())
+        groups: dict[int, set[str]] = {}
+        for item in new:
+            groups.setdefault(self._groups[item], set()).update(self.reference_tokens(item))
+        for group, wanted in groups.items():
             if not wanted <= self.graphs.keys():
-                self.parse(wanted)
-                cached.update((text, spice_spacy.to_json(self.graphs[text])) for text in wanted)
-                write_cache(path, cached)
+                self._read_graphs(group, wanted)
         for item in new:
             graphs = [self.graphs[caption] for caption in self.reference_tokens(item)]
             self._scenes[item] = merge(graphs, load_wordnet())
         return self._scenes
+
+    @cached_property
+    def _groups(self) -> dict[str, int]:
+        """Which file has the graphs of an item's references."""
+        return {item: place // GRAPHS_TOGETHER for place, item in enumerate(self.references)}
+
+    def _read_graphs(self, group: int, wanted: set[str]) -> None:
+        """Get the scene graphs of captions of one group's references from its file, or parse them."""
+        start = group * GRAPHS_TOGETHER
+        members = sorted(islice(self.references.items(), start, start + GRAPHS_TOGETHER))
+        key = content_hash(FORMAT, spice_spacy.fingerprint(), members)
+        path = self.cache / f"graphs-{key}.json.gz"
+        cached = read_cache(path) or {}
+        self.graphs.update((text, spice_spacy.from_json(g)) for text, g in cached.items())
+        if not wanted <= self.graphs.keys():
+            self.parse(wanted)
+            cached.update((text, spice_spacy.to_json(self.graphs[text])) for text in wanted)
+            write_cache(path, cached)
+
+    def forget(self) -> None:
+        """Drop what is remembered of candidates, and all scene graphs (the references' are on disk).
+
+        Whoever scores a long table part by part calls it after each part: memory stays flat.
+        Not for a corpus that another one has borrowed from: they share their tokens.
+        """
+        for caption in list(islice(self.tokens, self._n_own, None)):
+            del self.tokens[caption]
+        self.meteor_statistics.clear()
+        self.graphs.clear()
+        self._scenes.clear()
 
     def parse(self, tokens: Iterable[str]) -> dict[str, Graph]:
         """Scene graphs of captions of PTB tokens; each distinct one is parsed once."""
