@@ -6,7 +6,7 @@ Every family is one class: it encodes a batch of images once, then decodes rows 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from transformers import LogitsProcessorList
 
 from lib.encoders import rgb_picture
 from lib.errors import UserError
+from lib.flops import Meter
 from lib.presets import CaptionerSpec, Decoding
 from lib.sampling import RowSampler
 from lib.weights import Batches, load_transformer, loading, model_folder, pick_device, pick_dtype
@@ -49,6 +50,7 @@ class Captioner:
 
     model_types: ClassVar[tuple[str, ...]] = ()
     half_on_gpu: ClassVar[bool] = False  # float32 keeps tokens equal under any batch size
+    networks: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("",)}  # whose cost is counted
 
     def __init__(self, spec: CaptionerSpec, device: str | torch.device | None = None) -> None:
         self.spec = spec
@@ -58,6 +60,7 @@ class Captioner:
         self._batches = Batches(spec.batch_size, f"captioner {spec.id}")
         with loading(spec.id):
             self._load()
+        self.meter = Meter.of(getattr(self, "model", None), self.networks)
 
     def _load(self) -> None:
         """Set ``self.model`` and ``self.processor``."""
@@ -182,6 +185,7 @@ class Blip(Captioner):
     """BLIP (Li et al. 2022), the paper's captioner: ViT encoder, BERT decoder with cross-attention."""
 
     model_types = ("blip",)
+    networks = {"image encoder": ("vision_model",), "text decoder": ("text_decoder",)}
 
     def _load(self) -> None:
         from transformers import BlipForConditionalGeneration, BlipProcessor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from lib.errors import UserError
+from lib.flops import Meter
 from lib.presets import EncoderSpec
 from lib.weights import Batches, load_transformer, loading, model_folder, pick_device, pick_dtype
 
@@ -20,6 +21,7 @@ class Encoder:
 
     model_types: ClassVar[tuple[str, ...]] = ()
     half_on_gpu: ClassVar[bool] = False  # similarities are compared closely; float32 is cheap here
+    networks: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("",)}  # whose cost is counted
 
     def __init__(self, spec: EncoderSpec, device: str | torch.device | None = None) -> None:
         self.spec = spec
@@ -29,6 +31,7 @@ class Encoder:
         self._batches = Batches(spec.batch_size, f"encoder {spec.id}")
         with loading(spec.id):
             self._load()
+        self.meter = Meter.of(getattr(self, "model", None), self.networks)
 
     def _load(self) -> None:
         """Set ``self.model`` and whatever prepares its inputs."""
@@ -88,6 +91,8 @@ class Clip(Encoder):
     """
 
     model_types = ("clip",)
+    networks = {"images": ("vision_model", "visual_projection"),
+                "texts": ("text_model", "text_projection")}
 
     def _load(self) -> None:
         from transformers import CLIPModel, CLIPProcessor
@@ -120,6 +125,7 @@ class Siglip(Encoder):
     """SigLIP (Zhai et al. 2023) and SigLIP 2: CLIP's towers under a sigmoid loss, no projection."""
 
     model_types = ("siglip", "siglip2")
+    networks = {"images": ("vision_model",), "texts": ("text_model",)}
 
     def _load(self) -> None:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer

@@ -22,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 
 from lib import ranking
+from lib.cost import Cost
 from lib.datasets import Item
 from lib.errors import UserError
 from lib.metrics import clip_score, clipscore, ref_clipscore
-from lib.players import Content, Cost, Models, Pictures, Reader, Texts, depict, describe
+from lib.players import Content, Models, Pictures, Reader, Texts, depict, describe
 from lib.presets import Preset
 from lib.results import PLAYED, PLAYED_BASELINES, safe_part, to_table
 from lib.seeds import stable_seed
@@ -159,7 +160,7 @@ def play_shard(shard: Shard, task: Task, models: Models) -> Played:
     Raises UserError if a picture cannot be opened, a text task meets a source without a caption,
     or an embedding is zero or not finite.
     """
-    cost = Cost()
+    cost = Cost(sources=len(shard.items))
     reader = Reader(models.encoder, "encoder", cost)
     judge = None if models.judge is None else Reader(models.judge, "judge", cost)
     with cost.stage("open"):
@@ -294,7 +295,8 @@ def _score_pictures(
 def _greedy(shard: Shard, models: Models, reader: Reader, sources: Pictures) -> pa.Table:
     """The greedy caption of each source, with the sender's prompt and lengths."""
     decoding = replace(shard.preset.captioner.sender, strategy="greedy")
-    captions = describe(models.captioner, sources, [[0]] * len(shard.items), decoding, reader.cost)
+    captions = describe(models.captioner, sources, [[0]] * len(shard.items), decoding, reader.cost,
+                        "baseline")
     n, texts = len(shard.items), list(captions.texts)
     columns = {
         "run": [shard.run] * n, "task": ["image"] * n, "dataset": [shard.dataset] * n,

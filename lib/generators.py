@@ -6,6 +6,7 @@ only; each distinct text is encoded once a call and the empty prompt once a bund
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from lib.errors import UserError
+from lib.flops import Meter
 from lib.presets import GeneratorSpec
 from lib.weights import Batches, loading, model_folder, pick_device, pick_dtype, pipeline_files
 
@@ -31,6 +33,12 @@ class GeneratedImages:
     flagged: np.ndarray
     truncated: np.ndarray
 
+
+# The parts of a pipeline whose cost is counted.
+NETWORKS = {"text encoder": ("text_encoder", "text_encoder_2", "text_encoder_3"),
+            "denoiser": ("unet", "transformer"),
+            "image decoder": ("vae.decoder", "vae.post_quant_conv"),
+            "safety checker": ("safety_checker",)}
 
 # What ``encode_prompt`` returns, in order, by pipeline class: the names under which the pipeline
 # takes it back. A leading "-" marks the part that belongs to the empty prompt. None: not taken back.
@@ -61,6 +69,7 @@ class Generator:
         self._batches = Batches(spec.batch_size, f"generator {spec.id}")
         with loading(spec.id):
             self.pipeline = self._load()
+        self.meter = Meter.of(self.pipeline, NETWORKS)
         self._accepted = set(inspect.signature(self.pipeline.__call__).parameters)
         self._parts = _PROMPT_PARTS.get(type(self.pipeline).__name__)
         self._empty: dict[str, torch.Tensor] | None = None
@@ -115,15 +124,22 @@ class Generator:
         return scheduler_class.from_config(config)
 
     def _tune(self, pipeline: Any) -> None:
-        """Memory layout and compilation; neither changes an image beyond rounding."""
+        """Memory layout, compilation, sampler; none changes an image beyond rounding.
+
+        Attention is torch's fused one wherever diffusers has it, which is its own default.
+        """
         for name in ("unet", "vae"):
             module = getattr(pipeline, name, None)
             if module is not None and self.device.type == "cuda":
                 module.to(memory_format=torch.channels_last)
         if self.spec.compile:
-            for name in ("unet", "transformer"):
-                if getattr(pipeline, name, None) is not None:
-                    getattr(pipeline, name).compile(dynamic=False)
+            vae = getattr(pipeline, "vae", None)
+            parts = (getattr(pipeline, "unet", None), getattr(pipeline, "transformer", None),
+                     getattr(vae, "decoder", None))
+            for part in parts:
+                if part is not None:
+                    part.compile(dynamic=False)
+        keep_timesteps_on_host(pipeline.scheduler)
 
     # --- the verb -------------------------------------------------------------------------------
 
@@ -247,6 +263,33 @@ class Generator:
         if is_t5 and default is not None and isinstance(default.default, int):
             return default.default
         return int(tokenizer.model_max_length)
+
+
+def keep_timesteps_on_host(scheduler: Any) -> None:
+    """Let a diffusers scheduler read its timesteps from host memory, in place; no number changes.
+
+    A pipeline hands each step a timestep that lies on the device. Schedulers such as PNDM index
+    tables in host memory with it, so the host waits for the device at every step and cannot queue
+    the next one. Here ``step`` gets the same timestep from a copy on the host instead, and the
+    first step is told its place in the schedule rather than searching it on the device.
+    """
+    plan, step = scheduler.set_timesteps, scheduler.step
+    host: list[torch.Tensor] = []
+
+    @functools.wraps(plan)  # pipelines ask for the signatures of both
+    def set_timesteps(*arguments: Any, device: Any = None, **options: Any) -> None:
+        plan(*arguments, device="cpu", **options)
+        host[:] = scheduler.timesteps.flip(0).unbind()
+        if device is not None and torch.device(device).type != "cpu":
+            plan(*arguments, device=device, **options)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+
+    @functools.wraps(step)
+    def step_from_host(model_output: torch.Tensor, timestep: Any, *arguments: Any, **options: Any) -> Any:
+        return step(model_output, host.pop() if host else timestep, *arguments, **options)
+
+    scheduler.set_timesteps, scheduler.step = set_timesteps, step_from_host
 
 
 def _fuse_lora(pipeline: Any, spec: GeneratorSpec) -> None:

@@ -1,20 +1,18 @@
-"""Who plays the game and what passes between them: models, texts, pictures, and what it cost.
+"""Who plays the game and what passes between them: models, texts, pictures.
 
 Axes: N texts or pictures of a batch, U distinct pictures among them, d embedding width.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from lib.cost import Cost
 from lib.errors import UserError
 from lib.presets import Decoding, Preset
 
@@ -76,37 +74,6 @@ def describe_models(models: Models) -> dict[str, Any]:
     return {name: describe_bundle(bundle) for name, bundle in known.items()}
 
 
-@dataclass
-class Cost:
-    """What a shard took: seconds by stage, model passes by kind. Kept apart from the rows."""
-
-    seconds: Counter[str] = field(default_factory=Counter)
-    passes: Counter[str] = field(default_factory=Counter)
-
-    @contextmanager
-    def stage(self, name: str, **passes: int) -> Iterator[None]:
-        """Time a block and count the passes made in it."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
-        self.passes.update(passes)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For ``cost.json``: seconds to the millisecond."""
-        return {"seconds": {name: round(s, 3) for name, s in sorted(self.seconds.items())},
-                "passes": dict(sorted(self.passes.items()))}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Cost:
-        """Inverse of :meth:`as_dict`; an empty record costs nothing."""
-        return cls(Counter(data.get("seconds", {})), Counter(data.get("passes", {})))
-
-    def add(self, other: Cost) -> None:
-        """Add another shard's cost to this one."""
-        self.seconds.update(other.seconds)
-        self.passes.update(other.passes)
-
-
 # --- what is said: texts and pictures ----------------------------------------------------------
 
 
@@ -139,12 +106,15 @@ Content = Texts | Pictures
 
 def describe(
     captioner: Captioner, pictures: Pictures, seeds: Sequence[Sequence[int]], decoding: Decoding,
-    cost: Cost,
+    cost: Cost, stage: str = "caption",
 ) -> Texts:
-    """Caption picture n once for each of seeds[n]; the captions come flat, in that order."""
+    """Caption picture n once for each of seeds[n]; the captions come flat, in that order.
+
+    stage: under which the cost is booked.
+    """
     images = [pictures.pixels[u] for u in pictures.index]
     asked = sum(len(row) for row in seeds)
-    with cost.stage("caption", images_captioned=len(images), captions=asked):
+    with cost.stage(stage, captioner, "captioner", images_captioned=len(images), captions=asked):
         answers = captioner.caption(images, seeds, decoding)
     flat = [caption for row in answers for caption in row]
     return Texts(tuple(c.text for c in flat), tuple(float(c.logprob) for c in flat))
@@ -158,7 +128,8 @@ def depict(generator: Generator, texts: Texts, seeds: Sequence[int], cost: Cost)
     """
     pairs = list(zip(texts.texts, seeds, strict=True))
     distinct = {pair: u for u, pair in enumerate(dict.fromkeys(pairs))}
-    with cost.stage("generate", images_asked=len(pairs), images_generated=len(distinct)):
+    with cost.stage("generate", generator, "generator", images_asked=len(pairs),
+                    images_generated=len(distinct)):
         drawn = generator.generate([text for text, _ in distinct], [seed for _, seed in distinct])
     index = np.array([distinct[pair] for pair in pairs])
     return Pictures(drawn.pixels, index, np.asarray(drawn.flagged, dtype=bool)[index],
@@ -207,7 +178,7 @@ class Reader:
             return None
         new = [text for text in dict.fromkeys(content.texts) if text not in self._texts]
         if new:
-            with self.cost.stage("embed", texts_embedded=len(new)):
+            with self.cost.stage("embed", self.encoder, self.name, texts_embedded=len(new)):
                 self._texts.update(zip(new, self.encoder.embed_texts(new), strict=True))
         return np.stack([self._texts[text] for text in content.texts])
 
@@ -215,7 +186,8 @@ class Reader:
         if not reads(self.encoder, "images"):
             return None
         if id(content) not in self._pictures:  # the content is kept, so that its id stays its own
-            with self.cost.stage("embed", images_embedded=len(content.pixels)):
+            with self.cost.stage("embed", self.encoder, self.name,
+                                 images_embedded=len(content.pixels)):
                 self._pictures[id(content)] = content, self.encoder.embed_images(content.pixels)
         return self._pictures[id(content)][1][content.index]
 

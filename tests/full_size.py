@@ -58,10 +58,9 @@ def bert_tokenizer() -> BertTokenizer:
     return tokenizer
 
 
-def build_blip_large(folder: Path, width: int = 1) -> Path:
+def blip_large(width: int = 1) -> BlipForConditionalGeneration:
     """BLIP with ViT-L/16 at 384 px and a BERT-base decoder."""
-    torch.manual_seed(0)
-    model = BlipForConditionalGeneration(BlipConfig(
+    return BlipForConditionalGeneration(BlipConfig(
         vision_config=tower(1024, 24, 16, 4096, width) | {
             "image_size": 384 if width == 1 else 96, "patch_size": 16, "layer_norm_eps": 1e-6,
             "initializer_range": 0.02},
@@ -69,6 +68,12 @@ def build_blip_large(folder: Path, width: int = 1) -> Path:
             "vocab_size": 30524, "max_position_embeddings": 512,
             "encoder_hidden_size": 1024 // width, "bos_token_id": 30522, "eos_token_id": 102,
             "sep_token_id": 102, "pad_token_id": 0}))
+
+
+def build_blip_large(folder: Path, width: int = 1) -> Path:
+    """Save :func:`blip_large` with its processor."""
+    torch.manual_seed(0)
+    model = blip_large(width)
     model.half().save_pretrained(folder)
     size = model.config.vision_config.image_size
     BlipProcessor(BlipImageProcessorPil(size={"height": size, "width": size}),
@@ -82,16 +87,22 @@ def _clip_text(width: int, hidden: int = 768, heads: int = 12) -> dict[str, int]
         "vocab_size": 49408, "max_position_embeddings": 77}
 
 
-def build_clip(folder: Path, width: int = 1, large: bool = True) -> Path:
+def clip(width: int = 1, large: bool = True) -> CLIPModel:
     """CLIP ViT-L/14, or ViT-B/32, at 224 px."""
-    torch.manual_seed(0)
     size = 224 if width == 1 else 56
     vision = (tower(1024, 24, 16, 4096, width) | {"patch_size": 14} if large
               else tower(768, 12, 12, 3072, width) | {"patch_size": 32 if width == 1 else 28})
     hidden, heads = (768, 12) if large else (512, 8)
-    model = CLIPModel(CLIPConfig(
+    return CLIPModel(CLIPConfig(
         projection_dim=hidden // width, vision_config=vision | {"image_size": size},
         text_config=_clip_text(width, hidden, heads)))
+
+
+def build_clip(folder: Path, width: int = 1, large: bool = True) -> Path:
+    """Save :func:`clip` with its processor."""
+    torch.manual_seed(0)
+    model = clip(width, large)
+    size = model.config.vision_config.image_size
     model.half().save_pretrained(folder)
     CLIPProcessor(CLIPImageProcessorPil(size={"shortest_edge": size},
                                         crop_size={"height": size, "width": size}),
@@ -99,23 +110,31 @@ def build_clip(folder: Path, width: int = 1, large: bool = True) -> Path:
     return folder
 
 
-def build_stable_diffusion_v1(folder: Path, width: int = 1) -> Path:
-    """Stable Diffusion v1: 860 M U-Net, 84 M autoencoder, CLIP ViT-L/14 text tower, safety checker."""
-    torch.manual_seed(0)
-    size = 224 if width == 1 else 56
-    groups = 32 if width == 1 else 4
-    unet = UNet2DConditionModel(
+def stable_diffusion_unet(width: int = 1) -> UNet2DConditionModel:
+    """The U-Net of Stable Diffusion v1, 860 M weights."""
+    return UNet2DConditionModel(
         sample_size=64, in_channels=4, out_channels=4, layers_per_block=2 if width == 1 else 1,
         block_out_channels=tuple(c // width for c in (320, 640, 1280, 1280)),
         cross_attention_dim=768 // width, attention_head_dim=8 if width == 1 else 2,
-        norm_num_groups=groups,
+        norm_num_groups=32 if width == 1 else 4,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
-    vae = AutoencoderKL(
+
+
+def stable_diffusion_vae(width: int = 1) -> AutoencoderKL:
+    """The autoencoder of Stable Diffusion v1, 84 M weights."""
+    return AutoencoderKL(
         latent_channels=4, sample_size=512, layers_per_block=2 if width == 1 else 1,
         block_out_channels=tuple(c // width for c in (128, 256, 512, 512)), scaling_factor=0.18215,
-        norm_num_groups=groups, down_block_types=("DownEncoderBlock2D",) * 4,
+        norm_num_groups=32 if width == 1 else 4, down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4)
+
+
+def build_stable_diffusion_v1(folder: Path, width: int = 1) -> Path:
+    """Stable Diffusion v1 with CLIP ViT-L/14's text tower and the safety checker."""
+    torch.manual_seed(0)
+    size = 224 if width == 1 else 56
+    unet, vae = stable_diffusion_unet(width), stable_diffusion_vae(width)
     text = CLIPTextModel(CLIPTextConfig(**_clip_text(width)))
     checker = StableDiffusionSafetyChecker(CLIPConfig(
         projection_dim=768 // width, text_config=_clip_text(width),
