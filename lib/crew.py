@@ -92,7 +92,7 @@ def _serve(crew: list[_Worker], ledger: Ledger, hooks: Hooks, hire: functools.pa
                 _bury(worker, ledger, hooks, stillborn)
                 crew[place] = hire(worker.number)
                 continue
-            job, worker.job, worker.ready = worker.job, None, True
+            job, worker.job, worker.ready, stillborn = worker.job, None, True, 0
             book(message, job, ledger, hooks)
 
 

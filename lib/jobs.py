@@ -105,10 +105,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a job: its cost, or the problem and whether another try may help."""
+    """What became of a job: its cost, or the problem, where in the code it came up, and whether
+    another try may help."""
 
     cost: Cost | None = None
     problem: str = ""
+    trace: str = ""
     hopeless: bool = False
 
 
@@ -123,10 +125,15 @@ def work(job: Job, models: Models) -> Report:
     except UserError as error:  # bad input stays bad
         return Report(problem=str(error), hopeless=True)
     except Exception as error:
-        traceback.print_exc()  # any library may raise anything; the next try may well succeed
-        return Report(problem=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        # Any library may raise anything; the next try may well succeed.
+        return Report(problem=one_line(error), trace=traceback.format_exc())
     job.publish(played)
     return Report(cost=played.cost)
+
+
+def one_line(error: BaseException) -> str:
+    """An error as a part of a message: its kind and the beginning of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def answer(job: Job, models: Models) -> Message:
@@ -168,6 +175,7 @@ class Ledger:
         if report.cost is not None:
             hooks.done(job, report.cost)
             return
+        print(report.trace, end="", file=sys.stderr)  # here, for a worker's own output may be far away
         self.failures[job.index] += 1
         if report.hopeless or self.failures[job.index] >= TRIES:
             self.given_up.append((job, report.problem))

@@ -4,78 +4,29 @@ named while the rest is finished."""
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from tests.standins import COLOURS, stand_ins, without_weights
+from tests.mortal import contents, fragile, no_memory, paint
+from tests.standins import stand_ins, without_weights
 
 from lib import jobs, roundtrip
 from lib.errors import UserError
-from lib.players import Cost, Models
+from lib.players import Cost
 from lib.presets import get_preset
 
 MINI = without_weights(get_preset("mini"))
 N, K = 12, 3
-MARKED = 5  # the place of the picture that some players here cannot bear
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Pictures of twelve colours; the marked one is of a size of its own."""
-    folder = tmp_path_factory.mktemp("crew") / "pictures"
-    folder.mkdir()
-    for i in range(N):
-        base = np.array(list(COLOURS.values())[i % 6]) * (1 - i / 20)
-        shape = (9, 9, 3) if i == MARKED else (8, 8, 3)
-        noise = np.random.default_rng(i).normal(0, 30, shape)
-        pixels = np.clip(base + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
-    return f"folder:{folder}"
-
-
-class Fragile:
-    """A captioner that kills its process at the marked picture: always, or until a file is there."""
-
-    def __init__(self, captioner, once: Path | None) -> None:
-        self.captioner, self.once = captioner, once
-
-    def caption(self, images, seeds, decoding):
-        if any(np.asarray(image).shape[0] == 9 for image in images):
-            if self.once is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if not self.once.exists():
-                self.once.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-        return self.captioner.caption(images, seeds, decoding)
-
-
-def fragile(once: Path | None = None) -> Models:
-    models = stand_ins()
-    return dataclasses.replace(models, captioner=Fragile(models.captioner, once))
-
-
-def no_memory() -> Models:
-    """Loading that the system ends."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("killed before")
+    return paint(tmp_path_factory.mktemp("crew") / "pictures", N)
 
 
 def play(pictures, root, models, **options):
     options = {"workers": 2, "progress": False, "shard_size": 2, **options}
     return roundtrip.play(MINI, pictures, "image", N, K, 0, models=models, root=root, **options)
-
-
-def contents(run):
-    """The bytes of everything that must repeat, by name."""
-    kept = [run.path / "rows.parquet", run.path / "baselines.parquet",
-            *(run.path / "shards").iterdir(), *(run.path / "baselines").iterdir(),
-            *(run.path / "images").glob("*/*.png")]
-    return {str(path.relative_to(run.path)): path.read_bytes() for path in kept}
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +99,7 @@ def test_work_reports_what_fails_in_playing_and_raises_what_fails_in_writing(som
     broken = dataclasses.replace(stand_ins(), generator=None)
     report = jobs.work(some_jobs[0], broken)
     assert report.problem.startswith("AttributeError: ") and not report.hopeless
+    assert report.trace.startswith("Traceback ") and "AttributeError" in report.trace
     some_jobs[1].folder.mkdir()
     (some_jobs[1].folder / "images").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):

@@ -1,0 +1,96 @@
+"""Pictures of which one is deadly, and players that die of it: for the tests of several workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tests.standins import COLOURS, stand_ins
+
+from lib.players import Models
+
+DEADLY = 5  # the place of the picture that some players here cannot bear
+DOOMED = "COMPENDIUM_TEST_DOOMED"  # set on the machine that is going to be lost
+
+
+def paint(folder: Path, n: int) -> str:
+    """Pictures of n colours as a dataset; the deadly one is of a size of its own."""
+    folder.mkdir()
+    for i in range(n):
+        base = np.array(list(COLOURS.values())[i % 6]) * (1 - i / 20)
+        shape = (9, 9, 3) if i == DEADLY else (8, 8, 3)
+        noise = np.random.default_rng(i).normal(0, 30, shape)
+        pixels = np.clip(base + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    return f"folder:{folder}"
+
+
+class Fragile:
+    """A captioner that kills its process at the deadly picture: always, or until a file is there."""
+
+    def __init__(self, captioner, once: Path | None) -> None:
+        self.captioner, self.once = captioner, once
+
+    def caption(self, images, seeds, decoding):
+        if any(np.asarray(image).shape[0] == 9 for image in images):
+            if self.once is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if not self.once.exists():
+                self.once.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.captioner.caption(images, seeds, decoding)
+
+
+class Doomed:
+    """A captioner that gets stuck on the doomed machine once it has captioned some pictures there.
+
+    It leaves a file when it has played, and one when it is stuck.
+    """
+
+    def __init__(self, captioner, notes: Path) -> None:
+        self.captioner, self.notes, self.played = captioner, notes, 0
+
+    def caption(self, images, seeds, decoding):
+        machine = "doomed" if DOOMED in os.environ else "safe"
+        if machine == "doomed" and self.played == 2:
+            (self.notes / "stuck").touch()
+            time.sleep(600)
+        self.played += 1
+        (self.notes / machine).touch()
+        return self.captioner.caption(images, seeds, decoding)
+
+
+def fragile(once: Path | None = None) -> Models:
+    """Players that die of the deadly picture: always, or until the file is there."""
+    models = stand_ins()
+    return dataclasses.replace(models, captioner=Fragile(models.captioner, once))
+
+
+def doomed(notes: Path) -> Models:
+    """Players that get stuck on the doomed machine."""
+    models = stand_ins()
+    return dataclasses.replace(models, captioner=Doomed(models.captioner, notes))
+
+
+def no_memory() -> Models:
+    """Loading that the system ends."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("killed before")
+
+
+def broken() -> Models:
+    """Loading that fails."""
+    raise RuntimeError("no such\nthing")
+
+
+def contents(run) -> dict[str, bytes]:
+    """The bytes of everything in a run that must repeat, by name."""
+    kept = [run.path / "rows.parquet", run.path / "baselines.parquet",
+            *(run.path / "shards").iterdir(), *(run.path / "baselines").iterdir(),
+            *(run.path / "images").glob("*/*.png")]
+    return {str(path.relative_to(run.path)): path.read_bytes() for path in kept}
