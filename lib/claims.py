@@ -107,20 +107,26 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows sorted by item and candidate, without sources that have a flagged picture.
 
     A safety checker's black picture says nothing about a caption; the whole source goes, so that
-    both rows of every comparison keep the same sources.  `attrs` hold n_flagged and K.
+    both rows of every comparison keep the same sources.  `attrs` hold K, n_flagged (sources left
+    out) and n_flagged_rows.
     """
     if rows.empty:
         raise UserError("rows: the table is empty, play the game first (notebooks 01 and 02)")
-    flagged = rows.loc[rows["flagged"].fillna(False).astype(bool), "item"].unique()
+    marked = rows.loc[rows["flagged"].fillna(False).astype(bool), "item"]
+    flagged = marked.unique()
     kept = rows[~rows["item"].isin(flagged)].sort_values(["item", "candidate"])
+    if kept.empty:
+        raise UserError(f"rows: the safety checker flagged pictures of all {len(flagged)} sources, nothing "
+                        "is left to compare; set safety_checker = false in the preset's generator")
     sizes = kept.groupby("item").size()
-    if kept.empty or sizes.nunique() != 1:
+    if sizes.nunique() != 1:
         raise UserError(
             f"rows: {len(sizes)} sources have {sorted(sizes.unique().tolist())} candidates, "
             "not one equal number; play the run to its end (notebooks 01 and 02)"
         )
     kept = kept.reset_index(drop=True)
-    kept.attrs = {"n_flagged": len(flagged), "n_candidates": int(sizes.iloc[0])}
+    kept.attrs = {"n_flagged": len(flagged), "n_flagged_rows": len(marked),
+                  "n_candidates": int(sizes.iloc[0])}
     return kept
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,10 +21,10 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lib import figures, labels
+from lib import cost, figures, labels
 from lib.errors import UserError
-from lib.presets import REPO_ROOT, Preset, get_preset
-from lib.results import Run
+from lib.presets import Preset, get_preset
+from lib.results import Run, runs_root
 from lib.study import cost_table
 
 TEMPLATE = "report.html.j2"
@@ -209,15 +208,27 @@ def _runs(sidecars: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _cost(paths: Sequence[str]) -> dict[str, Any]:
-    """Seconds and passes of the runs that are still on this disk, as text cells."""
-    root = Path(os.environ.get("COMPENDIUM_RUNS", REPO_ROOT / "data" / "runs"))
-    folders = [root / Path(path).parent.name for path in paths]
-    table = cost_table([Run(folder) for folder in folders if folder.is_dir()])
-    lines = [
-        (str(name), ["–" if math.isnan(value) else f"{value:,.4g}" for value in values])
-        for name, values in zip(table.index, table.to_numpy(dtype=float), strict=True)
-    ]
-    return {"columns": [_run_label(name) for name in table.columns], "lines": lines}
+    """What the runs that are still on this disk cost, beside the paper's hours, as text cells."""
+    table = cost.as_text(cost_table([Run(folder) for folder in _folders(paths)], whole=True))
+    lines = [(str(name), list(cells)) for name, cells in table.iterrows()]
+    columns = [_run_label(name) for name in table.columns]
+    return {"columns": columns, "lines": lines, "note": cost.PAPER_NOTE}
+
+
+def _flagged(paths: Sequence[str], wanted: bool) -> str:
+    """What the safety checker did to the runs that are still on this disk."""
+    if not wanted:
+        return "off"
+    counts = [Run(folder).info().get("counts", {}) for folder in _folders(paths)]
+    rows, left_out = (sum(c.get(key, 0) for c in counts) for key in ("flagged", "flagged_sources"))
+    return (f"on: {rows} of {sum(c.get('rows', 0) for c in counts)} rows flagged, {left_out} sources "
+            "with such a row left out of every comparison")
+
+
+def _folders(paths: Sequence[str]) -> list[Path]:
+    """The folders of runs that are still on this disk, from the paths of their rows."""
+    folders = [runs_root() / Path(path).parent.name for path in paths]
+    return [folder for folder in folders if (folder / "run.json").is_file()]
 
 
 def _run_label(name: str) -> str:
@@ -239,6 +250,7 @@ def _provenance(folder: Path, names: Sequence[str]) -> dict[str, Any]:
         "system": first["system"],
         "device": first["device"] or "not asked (figures need none)",
         "java": first["java"] or "none",
+        "safety checker": _flagged(list(runs), first["preset"]["generator"]["safety_checker"]),
     }
     return {
         "facts": facts,

@@ -27,7 +27,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from lib import provenance, results, scorecard
+from lib import provenance, results, scorecard, stores
 from lib.cost import Cost
 from lib.cost import line as cost_line
 from lib.datasets import Dataset, Item, load_dataset
@@ -38,6 +38,7 @@ from lib.metrics import Corpus
 from lib.players import Models, describe_models, load_models
 from lib.presets import REPO_ROOT, Preset, preset_to_dict
 from lib.results import Run, RunKey
+from lib.stores import Place
 
 SHARD_SIZE = 32
 ENGINES = ("local", "ray")
@@ -78,7 +79,7 @@ def _check_counts(**counts: Any) -> None:
 
 def plan_run(
     preset: Preset, dataset: str | Dataset, task: str, n_sources: int, n_candidates: int, seed: int,
-    root: Path | None = None, shard_size: int = SHARD_SIZE,
+    root: str | Place | None = None, shard_size: int = SHARD_SIZE,
 ) -> Plan:
     """Work out what a run consists of, without playing it.
 
@@ -96,7 +97,7 @@ def plan_run(
     chosen = fitting.subset(n_sources, seed)
     key = RunKey(preset, chosen.name, task, len(chosen), n_candidates, seed, chosen.fingerprint,
                  provenance.model_fingerprints(preset))
-    run = Run(Path(root or results.runs_root()) / key.name)
+    run = Run(stores.at(root or results.runs_root()) / key.name)
     # A run keeps the shards that it was begun with, whatever the size asked for now.
     begun = results.read_json(run.path / "run.json") or {}
     kept = begun.get("shard_size") if begun.get("hash") == key.hash else None
@@ -124,7 +125,7 @@ def _fit(dataset: Dataset, task: str) -> tuple[Dataset, tuple[str, ...]]:
 def play(
     preset: Preset, dataset: str | Dataset, task: str, n_sources: int, n_candidates: int,
     seed: int, engine: str = "local", workers: int = 1, progress: bool = True,
-    models: Models | Load | None = None, root: Path | None = None, shard_size: int = SHARD_SIZE,
+    models: Models | Load | None = None, root: str | Place | None = None, shard_size: int = SHARD_SIZE,
 ) -> Run:
     """Play a run to its end, or return at once if it is finished.
 
@@ -154,8 +155,18 @@ def play(
             with booking(plan, "score"):
                 finish(plan)
             if progress:
-                print(cost_line(plan.key.name, Cost.from_dict(plan.run.cost())), file=sys.stderr)
+                _tell(plan)
     return plan.run
+
+
+def _tell(plan: Plan) -> None:
+    """Say what was flagged, and what the run cost."""
+    counts = plan.run.info()["counts"]
+    if counts["flagged"]:
+        print(f"flagged by the safety checker: {counts['flagged']} of {counts['rows']} rows; the "
+              f"{counts['flagged_sources']} of {len(plan.dataset)} sources that have such a row are "
+              "left out of every comparison", file=sys.stderr, flush=True)
+    print(cost_line(plan.key.name, Cost.from_dict(plan.run.cost())), file=sys.stderr, flush=True)
 
 
 def _crew(engine: str, workers: int, models: Models | Load | None) -> Callable[..., None] | None:
@@ -219,7 +230,8 @@ def pending(plan: Plan) -> list[Job]:
 
     Raises UserError if a shard has another schema or belongs to another run.
     """
-    return [job for job in plan.jobs if not job.is_done()]
+    with ThreadPoolExecutor(max_workers=stores.lanes(plan.run.path)) as pool:
+        return [job for job, done in zip(plan.jobs, pool.map(Job.is_done, plan.jobs), strict=True) if not done]
 
 
 def play_pending(plan: Plan, waiting: Sequence[Job], models: Models, progress: bool) -> None:
@@ -299,7 +311,7 @@ def finish(plan: Plan) -> None:
     items = plan.dataset.by_id()
     references = plan.dataset.references
     corpus = Corpus.build(references, cache_dir=CACHE) if references else None
-    counts: dict[str, int] = {"rows": 0, "flagged": 0, "truncated_prompts": 0}
+    counts = dict.fromkeys(("rows", "flagged", "flagged_sources", "truncated_prompts"), 0)
     missing: dict[str, str] = {}
 
     def forget() -> None:
@@ -311,7 +323,9 @@ def finish(plan: Plan) -> None:
             rows, reasons = scorecard.score_rows(played, items, corpus)
             missing.update(reasons)
             counts["rows"] += rows.num_rows
-            counts["flagged"] += sum(rows["flagged"].to_pylist())
+            flagged = rows.filter(rows["flagged"])
+            counts["flagged"] += flagged.num_rows
+            counts["flagged_sources"] += len(flagged["item"].unique())
             counts["truncated_prompts"] += sum(rows["truncated"].to_pylist())
             yield rows
             forget()
@@ -330,7 +344,7 @@ def finish(plan: Plan) -> None:
     results.write_json(plan.run.path / "run.json", record)
 
 
-def _batches(plan: Plan, paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+def _batches(plan: Plan, paths: Sequence[Place], schema: pa.Schema) -> Iterator[pa.Table]:
     """The tables of the run's shards in order, some together."""
     for start in range(0, len(paths), SHARDS_SCORED_TOGETHER):
         group = paths[start : start + SHARDS_SCORED_TOGETHER]
@@ -359,7 +373,7 @@ def _write_parts(
 
 def find_run(
     preset: Preset, dataset: str | Dataset, task: str, n_sources: int, n_candidates: int,
-    seed: int, root: Path | None = None,
+    seed: int, root: str | Place | None = None,
 ) -> Run:
     """The finished run with these parameters; UserError says which notebook makes it."""
     plan = plan_run(preset, dataset, task, n_sources, n_candidates, seed, root)

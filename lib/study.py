@@ -11,11 +11,13 @@ from functools import cached_property
 
 import pandas as pd
 
-from lib import claims, figures, labels, roundtrip
+from lib import claims, cost, figures, labels, roundtrip
 from lib.claims import Verdict
+from lib.cost import Cost
 from lib.datasets import Dataset, Item, load_dataset
 from lib.errors import UserError
 from lib.metrics import Corpus, bleu_statistics
+from lib.players import Models, load_models
 from lib.presets import Preset, get_preset
 from lib.results import Run
 
@@ -29,6 +31,11 @@ class Study:
     n_sources: int
     n_candidates: int
     seed: int
+
+    @cached_property
+    def _models(self) -> Models:
+        """The models, loaded when the first run needs them and kept for the others."""
+        return load_models(self.preset)
 
     @cached_property
     def _loaded(self) -> dict[str, Dataset]:
@@ -51,7 +58,9 @@ class Study:
     def play(self, dataset: str, task: str, engine: str = "local", workers: int = 1) -> Run:
         """Play a run, or go on with one that was cut off."""
         size = (self.n_sources, self.n_candidates, self.seed)
-        return roundtrip.play(self.preset, self.data(dataset), task, *size, engine, workers)
+        alone = engine == "local" and workers == 1
+        models = (lambda: self._models) if alone else None  # several workers load their own
+        return roundtrip.play(self.preset, self.data(dataset), task, *size, engine, workers, models=models)
 
     def run(self, dataset: str, task: str) -> Run:
         """The finished run; UserError says which notebook makes it."""
@@ -103,21 +112,9 @@ def open_study(
     )
 
 
-def cost_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Seconds a stage and model passes of runs, one column a run; empty where none was kept."""
-    costs = {run.name: _flat(run.cost()) for run in runs}
-    return pd.DataFrame({name: cost for name, cost in costs.items() if cost})
-
-
-def _flat(record: Mapping, prefix: str = "") -> dict[str, float]:
-    """Nested numbers as one level, names joined by a space."""
-    flat: dict[str, float] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key} ")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[f"{prefix}{key}"] = value
-    return flat
+def cost_table(runs: Sequence[Run], whole: bool = False) -> pd.DataFrame:
+    """What runs cost, one column a run, beside the paper's hours; empty where none was kept."""
+    return cost.table({run.name: Cost.from_dict(run.cost()) for run in runs}, whole)
 
 
 def summarise(rows: pd.DataFrame, score: str) -> dict[str, object]:
@@ -126,7 +123,8 @@ def summarise(rows: pd.DataFrame, score: str) -> dict[str, object]:
     return {
         "sources": sources.ngroups,
         "candidates": rows.attrs["n_candidates"],
-        "left out (flagged)": rows.attrs["n_flagged"],
+        "flagged by the safety checker": rows.attrs["n_flagged_rows"],
+        "sources left out for that": rows.attrs["n_flagged"],
         "distinct captions per source": sources[spoken(rows)].nunique().mean(),
         "words per caption": rows["n_words"].mean(),
         "mean similarity": rows["similarity"].mean(),

@@ -73,7 +73,7 @@ def test_prepare_drops_flagged_sources_whole_and_ignores_order() -> None:
     rows = planted_rows(0.3, n_sources=5)
     rows.loc[3, "flagged"] = True
     kept = claims.prepare(rows.sample(frac=1, random_state=1))
-    assert kept.attrs == {"n_flagged": 1, "n_candidates": 10}
+    assert kept.attrs == {"n_flagged": 1, "n_flagged_rows": 1, "n_candidates": 10}
     assert sorted(kept["item"].unique()) == ["0001", "0002", "0003", "0004"]
     assert kept["candidate"].tolist() == list(range(10)) * 4
 

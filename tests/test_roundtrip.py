@@ -141,7 +141,7 @@ def test_equal_captions_have_equal_scores(scored):
 
 def test_record_tells_what_was_played(scored, monkeypatch):
     info = scored["image"].info()
-    assert info["counts"] == {"rows": N * K, "flagged": 0, "truncated_prompts": 0}
+    assert info["counts"] == {"rows": N * K, "flagged": 0, "flagged_sources": 0, "truncated_prompts": 0}
     assert info["preset"]["name"] == "mini" and len(info["hash"]) == 64
     assert info["dataset"]["sources"] == N and info["made_by"]["versions"]["numpy"]
     assert set(info["models"]) == {"captioner", "generator", "encoder", "judge"}
