@@ -43,7 +43,7 @@ from lib.stores import Place
 SHARD_SIZE = 32
 ENGINES = ("local", "ray")
 # Scored together: enough to share the start of Java processes, few enough to keep memory flat.
-SHARDS_SCORED_TOGETHER = 32
+SHARDS_SCORED_TOGETHER = 8
 CACHE = REPO_ROOT / "data" / "cache"
 _LISTED = 1000  # ids listed in run.json at most; the count is always whole
 
