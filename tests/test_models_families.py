@@ -23,6 +23,7 @@ def images():
 
 CAPTIONERS = [
     ("blip2", tiny.build_blip2, "a picture of", lambda m: m.vision_model),
+    ("blip2", lambda f: tiny.build_blip2(f, "t5"), "a picture of", lambda m: m.vision_model),
     ("chat", tiny.build_chat, "a picture of", lambda m: m.model.vision_model),
     ("chat", lambda f: tiny.build_chat(f, "smolvlm"), "", lambda m: m.model.vision_model),
     ("florence2", tiny.build_florence2, "", lambda m: m.model.vision_tower),
@@ -31,7 +32,7 @@ CAPTIONERS = [
 
 
 @pytest.mark.parametrize(("adapter", "build", "prompt", "tower"), CAPTIONERS,
-                         ids=["blip2", "idefics3", "smolvlm", "florence2", "git"])
+                         ids=["blip2-opt", "blip2-t5", "idefics3", "smolvlm", "florence2", "git"])
 def test_captioner_family(tmp_path, images, adapter, build, prompt, tower):
     folder = build(tmp_path / "model")
     sender = Decoding("nucleus", p=0.9, max_tokens=6, prompt=prompt)
@@ -149,25 +150,12 @@ def test_weights_of_a_variant(tmp_path):
 
 
 def test_safety_checker_flags(tmp_path):
-    from diffusers import StableDiffusionPipeline
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig, CLIPImageProcessorPil
-
-    folder = build_stable_diffusion(tmp_path / "plain")
-    checker = StableDiffusionSafetyChecker(CLIPConfig(
-        vision_config=tiny.SIZE | tiny.PICTURE, text_config=tiny.SIZE, projection_dim=16))
-    checker.concept_embeds.data = torch.ones(17, 16)
-    checker.concept_embeds_weights.data = torch.full((17,), -2.0)  # below any cosine: all flagged
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    StableDiffusionPipeline(
-        **{**pipeline.components, "safety_checker": checker, "feature_extractor":
-           CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})},
-        requires_safety_checker=True).save_pretrained(tmp_path / "checked")
+    folder = tiny.build_checked_stable_diffusion(tmp_path / "checked")
     arguments = {"steps": 1, "guidance": 0.0, "size": 32, "output_size": 32}
-    on = load_generator(GeneratorSpec(str(tmp_path / "checked"), safety_checker=True, **arguments), "cpu")
+    on = load_generator(GeneratorSpec(str(folder), safety_checker=True, **arguments), "cpu")
     made = on.generate(["a cat", "an owl"], [0, 1])
     assert made.flagged.all() and made.pixels.max() == 0
-    off = load_generator(GeneratorSpec(str(tmp_path / "checked"), **arguments), "cpu")
+    off = load_generator(GeneratorSpec(str(folder), **arguments), "cpu")
     assert not off.generate(["a cat"], [0]).flagged.any() and off.pipeline.safety_checker is None
 
 

@@ -13,6 +13,7 @@ from tests.tiny_models import (
     SIZE,
     WORDS,
     bert_tokenizer,
+    build_stable_diffusion,
     clip_tokenizer,
     tiny_text_encoder,
     tiny_unet,
@@ -54,18 +55,26 @@ def t5_encoder(tokenizer: tf.T5Tokenizer) -> tf.T5EncoderModel:
 
 # --- captioners ---------------------------------------------------------------------------------
 
-def build_blip2(folder: Path) -> Path:
-    """BLIP-2 over an OPT."""
+def build_blip2(folder: Path, language: str = "opt") -> Path:
+    """BLIP-2 over an OPT, or over a T5."""
     torch.manual_seed(0)
-    tokenizer = word_tokenizer("<image>")
-    opt = tf.OPTConfig(vocab_size=len(tokenizer), hidden_size=32, word_embed_proj_dim=32, ffn_dim=48,
-                       num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
-                       bos_token_id=1, eos_token_id=1, pad_token_id=0, init_std=0.5)
+    if language == "opt":
+        tokenizer = word_tokenizer("<image>")
+        text = tf.OPTConfig(vocab_size=len(tokenizer), hidden_size=32, word_embed_proj_dim=32,
+                            ffn_dim=48, num_hidden_layers=2, num_attention_heads=2,
+                            max_position_embeddings=64, bos_token_id=1, eos_token_id=1, pad_token_id=0,
+                            init_std=0.5)
+    else:
+        tokenizer = t5_tokenizer()
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        text = tf.T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=48, num_layers=1,
+                           num_heads=2, initializer_factor=2.0, decoder_start_token_id=0,
+                           pad_token_id=0, eos_token_id=1)
     model = tf.Blip2ForConditionalGeneration(tf.Blip2Config(
         vision_config=SIZE | PICTURE | {"initializer_range": 0.2},
         qformer_config=SIZE | {"encoder_hidden_size": 32, "vocab_size": 20,
                                "max_position_embeddings": 20, "initializer_range": 0.2},
-        text_config=opt.to_dict(), num_query_tokens=4,
+        text_config=text.to_dict(), num_query_tokens=4,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>")))
     model.save_pretrained(folder)
     tf.Blip2Processor(tf.BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer,
@@ -255,4 +264,21 @@ def build_flux(folder: Path) -> Path:
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=tiny_vae(shift_factor=0.1),
         text_encoder=tiny_text_encoder(clip), tokenizer=clip, text_encoder_2=t5_encoder(t5),
         tokenizer_2=t5, transformer=transformer).save_pretrained(folder)
+    return folder
+
+
+def build_checked_stable_diffusion(folder: Path) -> Path:
+    """A tiny Stable Diffusion v1 whose safety checker flags every picture."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    plain = build_stable_diffusion(folder.with_name(folder.name + "-plain"))
+    checker = StableDiffusionSafetyChecker(tf.CLIPConfig(
+        vision_config=SIZE | PICTURE, text_config=SIZE, projection_dim=16))
+    checker.concept_embeds.data = torch.ones(17, 16)
+    checker.concept_embeds_weights.data = torch.full((17,), -2.0)  # below any cosine
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(plain, safety_checker=None)
+    extractor = tf.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    diffusers.StableDiffusionPipeline(
+        **{**pipeline.components, "safety_checker": checker, "feature_extractor": extractor},
+        requires_safety_checker=True).save_pretrained(folder)
     return folder
