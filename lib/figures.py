@@ -194,11 +194,13 @@ def rank_panel(
 ) -> None:
     """Figure 3: mean score by rank of reconstruction, one curve a dataset, bars of one SE.
 
-    profiles: dataset -> rank, mean, se, sd; rhos: dataset -> within-source rho.
+    profiles: dataset -> rank, mean, se, sd; rhos: dataset -> within-source rho.  Datasets stand a
+    little apart, so that bars do not hide each other.
     """
-    for dataset, table in profiles.items():
+    apart = 0.14 * (np.arange(len(profiles)) - (len(profiles) - 1) / 2)
+    for shift, (dataset, table) in zip(apart, profiles.items(), strict=True):
         ax.errorbar(
-            table["rank"],
+            table["rank"] + shift,
             factor * table["mean"],
             yerr=factor * table["se"],
             color=colour(dataset),
@@ -232,8 +234,8 @@ def rank_panel(
             fontsize=6.5,
             annotation_clip=False,
         )
-    axis = "Rank of the reconstruction (1 = most similar to the source)"
-    ax.set_xlabel(f"{axis}\nbars: one standard error of the mean")
+    axis = "Rank of the reconstruction (1 = most similar)"
+    ax.set_xlabel(f"{axis}\nbars: one standard error; SD: between sources")
     ax.set_title(title)
 
 
@@ -275,16 +277,12 @@ def bin_panel(ax: Axes, means: pd.DataFrame, dataset: str, bins: int, factor: fl
     ax.plot(middles[filled], curve, color=ORANGE, marker="o", markersize=3.2, zorder=5)
     bottom, top = ax.get_ylim()
     ax.set_ylim(bottom - 0.12 * (top - bottom), top + 0.06 * (top - bottom))
-    for b in filled:
-        ax.annotate(
-            str(len(groups[b])),
-            (middles[b], 0.015),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            fontsize=5.5,
-            color=GREY,
-        )
-    ax.set_xlim(edges[0] - 0.3 * width, edges[-1] + 0.3 * width)
+    left = edges[0] - 0.3 * width
+    counts = [("n:", left + 0.1 * width), *((str(len(groups[b])), middles[b]) for b in filled)]
+    for words, place in counts:
+        where = {"xycoords": ("data", "axes fraction"), "ha": "center" if words != "n:" else "left"}
+        ax.annotate(words, (place, 0.015), fontsize=5.5, color=GREY, **where)
+    ax.set_xlim(left, edges[-1] + 0.3 * width)
     ax.grid(axis="y")
     sns.despine(ax=ax)
 
@@ -381,9 +379,10 @@ def share_panel(ax: Axes, counts: pd.DataFrame) -> None:
         ax.annotate(text, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=6.5)
     ax.set_yticks(range(len(counts), 0, -1), counts["group"])
     ax.set_ylim(0.4, len(counts) + 0.6)
-    ax.set_xlim(0, min(125, max(25, 100 * np.nanmax([*counts["high"], 0.1]) * 1.3)))
+    ax.set_xlim(0, 125)  # the same in all panels, with room for the words
     ax.set_xticks(range(0, 101, 20))
-    ax.set_xlabel("Sources (%)")
+    ax.spines["bottom"].set_bounds(0, 100)
+    ax.set_xlabel("Sources (%)", x=0.4)
     ax.tick_params(axis="y", length=0)
     sns.despine(ax=ax, left=True)
 

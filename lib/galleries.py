@@ -2,14 +2,18 @@
 
 What is shown is chosen by a rule from the rows, never by hand; the rule is part of the strip's
 title.  Pixels are enlarged by whole numbers without smoothing, captions are wrapped by their
-measured width, and the selected candidate has a thick green frame and says so.
+measured width, and the selected candidate has a thick green frame and says so.  A gallery is saved
+twice: as a figure for print, and as its parts, which the report sets to the width of a screen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,12 +25,15 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextToPath
 from PIL import Image
 
-from lib import labels
+from lib import figures, labels
 from lib.figures import GREY, INK, PAGE, PALE, SELECTED
+from lib.images import data_uri
 
 SHOWN = 4
 REFERENCES = 3  # human captions printed beside a source picture
 ENLARGED = 256  # pixels: small pictures are enlarged to about this side
+LINE = 0.103  # inches: a line of 6 points
+SMALL, ON_SCREEN = 128, 384  # pixels: up to the first kept as they are, others reduced to the second
 
 
 class Pictures(Protocol):
@@ -55,11 +62,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Strip:
-    """One row of a gallery: a title, the source pair, the candidates in order of similarity."""
+    """One row of a gallery: a title, the source pair, the candidates in order of similarity.
+
+    texts: the source text, or what annotators wrote about the source picture.
+    """
 
     title: str
     picture: Image.Image | None
-    text: str
+    texts: tuple[str, ...]
     given: str
     cells: tuple[Cell, ...]
 
@@ -116,21 +126,20 @@ def strip(
         Cell(
             run.image(line[path]),
             line[words],
-            f"similarity {line['similarity']:.2f}  ·  {name} "
+            f"similarity {line['similarity']:.2f} · {name} "
             + (f"{factor * line[score]:.0f}" if factor > 1 else f"{line[score]:.2f}"),
             bool(line["selected"]),
         )
         for _, line in shown.iterrows()
     )
-    text = "\n".join(f"– {text}" for text in source.references[:REFERENCES])
-    text = text if task == "image" else str(rows["source_text"].iloc[0])
+    texts = tuple(source.references[:REFERENCES])
+    texts = texts if task == "image" else (str(rows["source_text"].iloc[0]),)
     picture = source.image() if getattr(source, "path", True) is not None else None
     given = {"image": "given: the picture", "text": "given: the text"}[task]
-    return Strip(title, picture, text, given, cells)
+    return Strip(title, picture, texts, given, cells)
 
 
 # drawing
-
 
 @lru_cache(maxsize=4096)
 def _width(text: str, size: float) -> float:
@@ -173,10 +182,14 @@ class Grid:
     left: float = 0.04
     gap: float = 0.14
 
-    @property
-    def height(self) -> float:
-        """One strip: title, picture, caption, scores."""
-        return 0.24 + self.picture + 0.56
+    def caption(self, cell: Cell) -> str:
+        """A candidate's words, broken to the width of its column."""
+        return wrap(cell.text, self.pitch - 0.1, 6, 4)
+
+    def height(self, strip: Strip) -> float:
+        """One strip: title, picture, scores, the longest caption, room below."""
+        lines = max([1 + self.caption(cell).count("\n") for cell in strip.cells], default=1)
+        return 0.24 + self.picture + 0.16 + LINE * lines + 0.14
 
 
 def _place(fig: Figure, picture: Image.Image, x: float, y: float, side: float, mark: bool) -> None:
@@ -202,9 +215,11 @@ def _draw_strip(fig: Figure, strip: Strip, top: float, grid: Grid) -> None:
     if strip.picture is not None:
         _place(fig, strip.picture, grid.left, y, grid.picture, False)
     side = grid.left + grid.picture + 0.08
-    parts = strip.text.split("\n")
-    text = "\n".join(wrap(part, grid.words, 6.1, 9 // len(parts) + 1) for part in parts)
-    _write(fig, side, y, text, fontsize=6.1, color=INK, linespacing=1.15)
+    line = y
+    for text in strip.texts:
+        broken = wrap(text, grid.words, 6, 10 // len(strip.texts))
+        _write(fig, side, line, broken, fontsize=6, color=INK, linespacing=1.1)
+        line += LINE * (broken.count("\n") + 1) + 0.05
     _write(fig, grid.left, y + grid.picture + 0.05, strip.given, fontsize=5.8, color=GREY)
     x = side + grid.words + grid.gap
     bar = ((x - 0.09) / width, 1 - (y + grid.picture) / height)
@@ -222,8 +237,7 @@ def _draw_cell(fig: Figure, cell: Cell, x: float, y: float, grid: Grid) -> None:
         badge = {"facecolor": SELECTED, "edgecolor": "none", "pad": 1.8}
         _write(fig, x + 0.02, y - 0.11, "selected", fontsize=5.4, color="white", bbox=badge)
     _write(fig, x, below, cell.scores, **style)
-    text = wrap(cell.text, grid.pitch - 0.1, 6, 4)
-    _write(fig, x, below + 0.11, text, fontsize=6, color=INK, linespacing=1.1)
+    _write(fig, x, below + 0.11, grid.caption(cell), fontsize=6, color=INK, linespacing=1.1)
 
 
 def gallery(strips: Sequence[Strip], columns: int = SHOWN) -> Figure:
@@ -232,11 +246,12 @@ def gallery(strips: Sequence[Strip], columns: int = SHOWN) -> Figure:
     words = 1.02
     rest = PAGE - 0.04 - picture - 0.08 - words - 0.14
     grid = Grid(picture, rest / columns, words)
-    fig = plt.figure(figsize=(PAGE, max(1, len(strips)) * grid.height + 0.04))
+    heights = [grid.height(one) for one in strips]
+    fig = plt.figure(figsize=(PAGE, max(1.0, sum(heights))))
     if not strips:
         fig.text(0.5, 0.5, "no source of this run fits the rule", ha="center", color=GREY)
     for number, one in enumerate(strips):
-        _draw_strip(fig, one, 0.04 + number * grid.height, grid)
+        _draw_strip(fig, one, 0.04 + sum(heights[:number]), grid)
     return fig
 
 
@@ -245,11 +260,35 @@ def described(strips: Iterable[Strip]) -> str:
     parts = []
     for one in strips:
         chosen = next((cell.text for cell in one.cells if cell.selected), "none of those shown")
-        words = one.text.replace("– ", "").replace("\n", " / ")
-        parts.append(f"{one.title} Source text: {words}. Selected: {chosen}.")
+        words = " / ".join(one.texts)
+        parts.append(f"{one.title}. Source text: {words}. Selected: {chosen}.")
     return " ".join(parts) or "No source of this run fits the rule."
 
 
-def by_item(rows: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
-    """The rows of each source."""
-    return {str(item): part for item, part in rows.groupby("item", sort=False)}
+# saving
+
+
+def save_gallery(strips: Sequence[Strip], name: str, origin: figures.Origin, title: str) -> Path:
+    """Write the gallery as a figure and its parts as <name>.strips.json; the PNG's path."""
+    folder = figures.folder(origin.preset)
+    shown = figures.save_figure(gallery(strips), name, origin, title, described(strips))
+    partial = folder / f".{name}.strips.partial"
+    text = json.dumps([_parts(one) for one in strips], indent=1, ensure_ascii=False)
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, folder / f"{name}.strips.json")
+    return shown
+
+
+def _parts(strip: Strip) -> dict[str, Any]:
+    """A strip as JSON with its pictures in it."""
+    cells = [
+        {**_embedded(cell.picture), "text": cell.text, "scores": cell.scores, "selected": cell.selected}
+        for cell in strip.cells
+    ]
+    source = _embedded(strip.picture) if strip.picture is not None else {}
+    return {"title": strip.title, "texts": strip.texts, "given": strip.given, **source, "cells": cells}
+
+
+def _embedded(picture: Image.Image) -> dict[str, Any]:
+    uri, crisp = data_uri(picture, SMALL, ON_SCREEN)
+    return {"uri": uri, "crisp": crisp}

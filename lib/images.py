@@ -14,6 +14,7 @@ Every picture from outside passes through :func:`open_image`. Its rules:
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import warnings
@@ -128,3 +129,21 @@ def png_bytes(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
+
+
+def data_uri(picture: Image.Image | np.ndarray, small: int, largest: int) -> tuple[str, bool]:
+    """A picture as a data URI for a page, and whether to enlarge it without smoothing.
+
+    Up to ``small`` pixels a side it is kept as it is (PNG); a larger one is reduced to ``largest``
+    and travels as JPEG.
+    """
+    shown = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture.convert("RGB")
+    crisp = max(shown.size) <= small
+    if crisp:
+        kind, data = "png", png_bytes(np.asarray(shown))
+    else:
+        shown.thumbnail((largest, largest))  # of the copy that convert has made
+        buffer = io.BytesIO()
+        shown.save(buffer, format="JPEG", quality=90)
+        kind, data = "jpeg", buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}", crisp
