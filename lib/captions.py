@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,12 +24,18 @@ _CAPTION_KEYS = ("captions", "caption", "text")
 
 @dataclass(frozen=True)
 class Entry:
-    """One listed picture: id, file name inside the image folder, captions (perhaps none), domain."""
+    """One listed picture: id, file name inside the image folder, captions (perhaps none), domain.
+
+    size: (width, height) in pixels, where the file tells it; links: its addresses in the network by
+    their keys in the file (``coco_url``, ``flickr_url``).
+    """
 
     id: str
     file_name: str
     captions: tuple[str, ...]
     domain: str | None = None
+    size: tuple[int, int] | None = None
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_text(path: Path) -> str:
@@ -107,7 +113,7 @@ def read_coco(path: Path) -> list[Entry]:
         raise UserError(f"{path} has no annotations: fetch or write it again")
     return [
         Entry(key, safe_name(_value(image, "file_name", f"{path}, image {key}"), f"{path}, image {key}"),
-              tuple(captions[key]), _domain(image, f"{path}, image {key}"))
+              tuple(captions[key]), _domain(image, f"{path}, image {key}"), _size(image), _links(image))
         for key, image in zip(ids, images, strict=True)
     ]
 
@@ -132,6 +138,15 @@ def _domain(image: Mapping[str, Any], where: str) -> str | None:
     if domain is not None and not isinstance(domain, str):
         raise UserError(f"{where}: domain {domain!r} is not a text: correct the file")
     return domain
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    width, height = image.get("width"), image.get("height")
+    return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+
+
+def _links(image: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in image.items() if key.endswith("_url") and isinstance(value, str)}
 
 
 def _unique(values: Iterable[Any], what: str) -> list[str]:

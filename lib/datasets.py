@@ -4,14 +4,16 @@ COCO and NoCaps come in one JSON format, and the picture book is written in it, 
 all three. Names:
 
 - ``picturebook-coco``, ``picturebook-nocaps``: embedded, with true scenes;
-- ``coco`` (Karpathy's validation and test pictures), ``coco-val2014``, ``coco-val2017``,
-  ``nocaps``: under ``data/coco`` and ``data/nocaps``, or where the environment variables
-  ``COCO_DIR`` and ``NOCAPS_DIR`` point;
+- ``coco`` (2,000 of Karpathy's test pictures, see ``lib.splits``), ``coco-val2014``,
+  ``coco-val2017``, ``nocaps``: under ``data/coco`` and ``data/nocaps``, or where the environment
+  variables ``COCO_DIR`` and ``NOCAPS_DIR`` point; ``./run_all.sh --fetch`` brings what is absent;
 - ``folder:PATH``: pictures, optionally with ``captions.json``, ``.jsonl`` or ``.csv``;
 - ``texts:PATH``: a text file with one prompt a line (text reconstruction only).
 
 A subset is drawn by hashing ids, so it does not depend on the order of the files, and a larger
-subset contains a smaller one.
+subset contains a smaller one. Of a named dataset it is drawn from all *listed* pictures, whether
+their files are there or not: fetching more never changes a draw, and a drawn picture that is
+absent is counted as missing, not replaced.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,36 +63,47 @@ class Dataset:
     """Items to play with, and the references of the whole split they come from.
 
     name: what seeds and folders call it (no path); address: the name that loads it again;
-    references: id -> captions of the FULL split, for document frequencies; missing: file names
-    that are listed but absent; unreferenced: ids without any caption.
+    references: id -> captions of the FULL split, for document frequencies; absent: id -> file name
+    of the listed pictures that are not there, which a draw can hit; strays: file names that a
+    folder's captions speak of though the folder has no such picture; unreferenced: ids without any
+    caption.
     """
 
     name: str
     items: tuple[Item, ...]
     references: Mapping[str, tuple[str, ...]]
-    missing: tuple[str, ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
+    strays: tuple[str, ...] = ()
     unreferenced: tuple[str, ...] = ()
     address: str = ""
 
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """File names that are listed but absent; of a subset, those that it has drawn."""
+        return (*self.absent.values(), *self.strays)
+
     def by_id(self) -> dict[str, Item]:
         """The items by id."""
         return {item.id: item for item in self.items}
 
     def subset(self, n: int | None, seed: int = 0) -> Dataset:
-        """A seeded sample of n items (None: all), in the dataset's order.
+        """A seeded sample of n listed pictures (None: all), in the dataset's order.
 
-        Where n exceeds the size all items are kept. Raises UserError unless n >= 1.
+        Where n exceeds the size all are kept. Raises UserError unless n >= 1, or if no drawn
+        picture is there.
         """
         if n is None:
             return self
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise UserError(f"number of sources = {n!r}: must be a whole number of at least 1")
-        chosen = sorted(self.items, key=lambda i: (stable_seed(seed, "subset", self.name, i.id), i.id))
-        kept = {item.id for item in chosen[:n]}
-        return replace(self, items=tuple(item for item in self.items if item.id in kept))
+        kept = draw([*(item.id for item in self.items), *self.absent], self.name, n, seed)
+        items = tuple(item for item in self.items if item.id in kept)
+        if not items:
+            raise UserError(f"dataset {self.name}: none of the {len(kept)} pictures drawn with seed {seed} "
+                            f"is there: {_remedy(self.name)}")
+        return replace(self, items=items,
+                       absent={key: name for key, name in self.absent.items() if key in kept})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -105,6 +118,13 @@ class Dataset:
         for key in sorted(self.references):
             digest.update(json.dumps([key, self.references[key]]).encode())
         return digest.hexdigest()
+
+
+def draw(ids: Iterable[str], name: str, n: int, seed: int) -> frozenset[str]:
+    """Draw n of a dataset's ids (all where n exceeds them); UserError unless n >= 1."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise UserError(f"number of sources = {n!r}: must be a whole number of at least 1")
+    return frozenset(sorted(ids, key=lambda key: (stable_seed(seed, "subset", name, key), key))[:n])
 
 
 @dataclass(frozen=True)
@@ -122,24 +142,34 @@ class Layout:
         override = os.environ.get(self.variable) if self.variable else None
         return Path(override).expanduser() if override else REPO_ROOT / self.folder
 
+    def annotation_file(self) -> Path | None:
+        """The annotation file, or None as long as there is none."""
+        root = self.root()
+        return next((root / name for name in self.annotation if (root / name).is_file()), None)
 
+    def image_folder(self) -> Path:
+        """The folder of the pictures: the first that exists, else where a fetch puts them."""
+        root = self.root()
+        return next((root / name for name in self.images if (root / name).is_dir()), root / self.images[0])
+
+
+_VAL2014 = ("annotations/captions_val2014.json", "annotations/captions_val2014.json.gz",
+            "captions_val2014.json")
+_IMAGES_2014 = ("val2014", "images/val2014", "images")
 LAYOUTS: dict[str, Layout] = {
     "picturebook-coco": Layout(("annotations/captions_val.json",), ("images",),
                                "data/picturebook/coco", scenes="scenes.json"),
     "picturebook-nocaps": Layout(("annotations/nocaps_val.json",), ("images",),
                                  "data/picturebook/nocaps", scenes="scenes.json"),
-    "coco": Layout(("annotations/captions_val2014.json",), ("val2014", "images"),
-                   "data/coco", "COCO_DIR"),
-    "coco-val2014": Layout(("annotations/captions_val2014.json",), ("val2014", "images"),
-                           "data/coco", "COCO_DIR"),
-    "coco-val2017": Layout(("annotations/captions_val2017.json",), ("val2017", "images"),
-                           "data/coco", "COCO_DIR"),
+    "coco": Layout(_VAL2014, _IMAGES_2014, "data/coco", "COCO_DIR"),
+    "coco-val2014": Layout(_VAL2014, _IMAGES_2014, "data/coco", "COCO_DIR"),
+    "coco-val2017": Layout(("annotations/captions_val2017.json", "captions_val2017.json"),
+                           ("val2017", "images/val2017", "images"), "data/coco", "COCO_DIR"),
     "nocaps": Layout(("annotations/nocaps_val_4500_captions.json", "annotations/nocaps_val.json",
-                      "nocaps_val_4500_captions.json"), ("images", "val"),
+                      "nocaps_val_4500_captions.json"), ("images", "val", "validation", "val_imgs"),
                      "data/nocaps", "NOCAPS_DIR"),
 }
-# Ids of Karpathy's validation and test pictures; not in the repository yet.
-KARPATHY_SPLIT = REPO_ROOT / "data" / "splits" / "coco_karpathy.json"
+KARPATHY_SPLIT = REPO_ROOT / "data" / "splits" / "coco_karpathy.json"  # made by lib.splits
 NAMES = (*LAYOUTS, "folder:PATH", "texts:PATH")
 
 
@@ -166,28 +196,48 @@ def load_dataset(name: str, n: int | None = None, seed: int = 0) -> Dataset:
 
 def _load_named(name: str, layout: Layout) -> Dataset:
     """One of the datasets whose place is known."""
-    root = layout.root()
-    annotation = next((root / a for a in layout.annotation if (root / a).is_file()), None)
+    annotation = layout.annotation_file()
     if annotation is None:
         remedy = "run python -m lib.picturebook.build" if layout.scenes else (
-            f"put the official files there, or set {layout.variable} to a folder that has them")
-        raise UserError(f"dataset {name}: {root / layout.annotation[0]} is absent: {remedy}")
-    images = next((root / i for i in layout.images if (root / i).is_dir()), root / layout.images[0])
-    scenes = root / layout.scenes if layout.scenes else None
-    keep = read_split(KARPATHY_SPLIT) if name == "coco" else None
-    return load_captions_json(name, annotation, images, scenes, keep)
+            f"{_remedy(name)}, or set {layout.variable} to a folder that has the official files")
+        raise UserError(f"dataset {name}: {layout.root() / layout.annotation[0]} is absent: {remedy}")
+    scenes = layout.root() / layout.scenes if layout.scenes else None
+    return load_captions_json(name, annotation, layout.image_folder(), scenes, split_ids(name))
+
+
+def _remedy(name: str) -> str:
+    """How to get a dataset's absent files."""
+    layout = LAYOUTS.get(name)
+    if layout is None or layout.variable is None:
+        return "put the files there or correct the path"
+    return f"fetch them with ./run_all.sh --fetch --preset paper --dataset {name}"
+
+
+def split_ids(name: str) -> frozenset[str] | None:
+    """The ids that a dataset is restricted to; None: all that its annotation file lists."""
+    return read_split(KARPATHY_SPLIT) if name == "coco" else None
 
 
 def read_split(path: Path) -> frozenset[str]:
     """Ids listed by a split file: JSON ``{"ids": [...]}``."""
     if not path.is_file():
-        raise UserError(f"split file {path} is absent: write one as {{\"ids\": [...]}}, "
-                        "or use the dataset coco-val2014")
+        raise UserError(f"split file {path} is absent: write it with python -m lib.splits")
     data = captions.read_json(path)
     ids = data.get("ids") if isinstance(data, dict) else None
     if not isinstance(ids, list) or not ids:
-        raise UserError(f"split file {path} has no list of ids: make it again")
+        raise UserError(f"split file {path} has no list of ids: write it with python -m lib.splits")
     return frozenset(str(i) for i in ids)
+
+
+def read_entries(annotation: Path, keep: frozenset[str] | None = None) -> list[captions.Entry]:
+    """The pictures that an annotation file lists, those of a split if ``keep`` names its ids."""
+    entries = captions.read_coco(annotation)
+    if keep is None:
+        return entries
+    kept = [entry for entry in entries if entry.id in keep]
+    if not kept:
+        raise UserError(f"{annotation}: none of the split's ids is in it: wrong file?")
+    return kept
 
 
 def load_captions_json(
@@ -202,37 +252,34 @@ def load_captions_json(
     images: the folder of the pictures; scenes: JSON of true scenes by image id; keep: only these
     ids are the evaluation split. Raises UserError if the file is malformed or no picture is there.
     """
-    entries = captions.read_coco(annotation)
-    if keep is not None:
-        entries = [entry for entry in entries if entry.id in keep]
-        if not entries:
-            raise UserError(f"{annotation}: none of the split's ids is in it: wrong file?")
+    entries = read_entries(annotation, keep)
     truth = captions.read_scenes(scenes) if scenes is not None and scenes.is_file() else {}
-    present = _files_in(images)
-    items, missing = [], []
+    is_there = file_finder(images)
+    items, absent = [], {}
     for entry in entries:
-        if entry.file_name not in present and not (images / entry.file_name).is_file():
-            missing.append(entry.file_name)
+        if not is_there(entry.file_name):
+            absent[entry.id] = entry.file_name
             continue
         items.append(Item(entry.id, images / entry.file_name, entry.captions, entry.domain,
                           truth.get(entry.id)))
     if not items:
         raise UserError(f"dataset {name}: none of the {len(entries)} pictures listed in "
-                        f"{annotation} is in {images}: fetch them or correct the folder")
+                        f"{annotation} is in {images}: {_remedy(name)}")
     return Dataset(
-        name=name, items=tuple(items), address=name, missing=tuple(missing),
+        name=name, items=tuple(items), address=name, absent=absent,
         references={e.id: e.captions for e in entries if e.captions},
         unreferenced=tuple(item.id for item in items if not item.references),
     )
 
 
-def _files_in(folder: Path) -> frozenset[str]:
-    """File names directly in a folder, from one listing instead of one look-up a picture."""
+def file_finder(folder: Path) -> Callable[[str], bool]:
+    """A function that tells whether a file is in a folder, from one listing instead of many look-ups."""
     try:
         with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries if entry.is_file())
+            listed = frozenset(entry.name for entry in entries if entry.is_file())
     except OSError:
-        return frozenset()  # absent: every picture is then reported as missing
+        listed = frozenset()  # absent: every picture is then reported as missing
+    return lambda name: name in listed or ("/" in name and (folder / name).is_file())
 
 
 def load_folder(folder: Path) -> Dataset:
@@ -254,7 +301,7 @@ def load_folder(folder: Path) -> Dataset:
     return Dataset(
         name=f"folder:{folder.resolve().name}", items=tuple(items), address=f"folder:{folder}",
         references={item.id: item.references for item in items if item.references},
-        missing=tuple(sorted(set(known) - {item.id for item in items})),
+        strays=tuple(sorted(set(known) - {item.id for item in items})),
         unreferenced=tuple(item.id for item in items if not item.references),
     )
 

@@ -1,4 +1,6 @@
-"""Fetch a preset's models ahead of a run, tell their size first, and lock what was fetched.
+"""A preset's models: which are missing, how large they are, how each is fetched and locked.
+
+``lib.fetch`` puts them together with the datasets for ``./run_all.sh --fetch``.
 
 The lock file ``data/models/hub.lock.json`` maps a hub id to the commit, and the address of a
 single file to its SHA-256, as they were when first fetched: later fetches give the same weights.
@@ -6,17 +8,16 @@ single file to its SHA-256, as they were when first fetched: later fetches give 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lib.convert import BLIP_CAPTION_URL, BLIP_TOKENIZER, SMALL_FILES, convert_blip, write_source
-from lib.download import download, file_hash
+from lib.download import Part, Say, download, file_hash
 from lib.errors import UserError
-from lib.presets import REPO_ROOT, Preset, get_preset
+from lib.presets import REPO_ROOT, Preset
 from lib.weights import (
     APPROXIMATE_GB,
     LOCK_FILE,
@@ -43,14 +44,18 @@ class Wanted:
 
 
 def wanted_models(preset: Preset) -> list[Wanted]:
-    """The preset's models, each once: those to fetch and those that are there."""
+    """The preset's models, each once: those to fetch and those that are there.
+
+    An adapter class of your own (``module:Class``) is left out: it may be a service that needs no
+    files, and where it loads a hub model, ``model_folder`` fetches that then.
+    """
     generator = preset.generator
     parts: list[Wanted] = []
     encoders = [spec for spec in (preset.encoder, preset.judge) if spec is not None]
     for spec in (preset.captioner, *encoders):
-        if "api_models" not in spec.adapter:
+        if ":" not in spec.adapter:
             parts.append(Wanted(spec.id, spec.revision, TRANSFORMERS_FILES))
-    if "api_models" not in generator.adapter:
+    if ":" not in generator.adapter:
         skipped = () if generator.safety_checker else ("safety_checker/*",)
         parts.append(Wanted(generator.id, generator.revision, pipeline_files(generator.variant),
                             skipped))
@@ -59,52 +64,67 @@ def wanted_models(preset: Preset) -> list[Wanted]:
     return list({part.id: part for part in parts}.values())
 
 
-def fetch_models(preset: Preset, say: Callable[[str], None] = print) -> list[Path]:
-    """Fetch what a preset needs; say the sizes before. Returns the models' folders."""
-    wanted = wanted_models(preset)
-    missing = [part for part in wanted if not _is_there(part)]
-    sizes = [(part, _size(part)) for part in missing]
-    for part, size in sizes:
-        say(f"{part.id}: " + ("size unknown" if size is None else f"{size / 1e9:.1f} GB"))
-    total = sum(size or 0 for _, size in sizes)
-    say(f"models to fetch: {len(missing)} of {len(wanted)}, {total / 1e9:.1f} GB in all")
-    return [_fetch(part, say) for part in wanted]
+def missing_models(preset: Preset) -> list[Part]:
+    """The preset's models that are not on this machine, with their sizes.
+
+    Raises UserError for a local folder that is absent: no fetch can bring it.
+    """
+    parts, ask = [], True
+    for wanted in wanted_models(preset):
+        if _is_there(wanted):
+            continue
+        local = is_local(wanted.id)
+        if local and wanted.id != BLIP_FOLDER:
+            model_folder(wanted.id)
+        told = None
+        if ask and not local:
+            told = repository_size(wanted.id, wanted.revision, wanted.patterns, wanted.skipped)
+            ask = told is not None  # without a network each further question would wait in vain
+        parts.append(Part(f"model {wanted.id}", told or _published_size(wanted.id),
+                          partial(_fetch, wanted), about=told is None))
+    return parts
 
 
-def _is_there(part: Wanted) -> bool:
+def lock_models(preset: Preset) -> None:
+    """Lock the commits of the preset's models that are on this machine already."""
+    for wanted in wanted_models(preset):
+        if not is_local(wanted.id) and locked_revision(wanted.id) is None and _is_there(wanted):
+            _lock_revision(wanted, model_folder(wanted.id, wanted.revision, wanted.patterns,
+                                                wanted.skipped, fetch=False))
+
+
+def _is_there(wanted: Wanted) -> bool:
     """Whether a model needs no fetching."""
-    if is_local(part.id):
-        return any((REPO_ROOT / part.id).rglob("*.safetensors"))
     try:
-        model_folder(part.id, part.revision, part.patterns, part.skipped, fetch=False)
+        model_folder(wanted.id, wanted.revision, wanted.patterns, wanted.skipped, fetch=False)
     except UserError:
         return False
     return True
 
 
-def _size(part: Wanted) -> int | None:
-    """Bytes to fetch: from the hub, else from published parameter counts, else unknown."""
-    if not is_local(part.id):
-        size = repository_size(part.id, part.revision, part.patterns, part.skipped)
-        if size is not None:
-            return size
-    known = APPROXIMATE_GB.get(part.id)
+def _published_size(model_id: str) -> int | None:
+    """Bytes from published parameter counts, None where nothing is known."""
+    known = APPROXIMATE_GB.get(model_id)
     return None if known is None else int(known * 1e9)
 
 
-def _fetch(part: Wanted, say: Callable[[str], None]) -> Path:
+def _fetch(wanted: Wanted, say: Say) -> Path:
     """Fetch one model and lock it."""
-    if part.id == BLIP_FOLDER and not _is_there(part):
-        return fetch_blip(REPO_ROOT / part.id, say)
-    folder = model_folder(part.id, part.revision, part.patterns, part.skipped)
-    revision = used_revision(folder)
-    if not is_local(part.id) and part.revision is None and revision is not None:
-        lock(part.id, revision)
-    say(f"{part.id}: ready")
+    if wanted.id == BLIP_FOLDER and not _is_there(wanted):
+        return fetch_blip(REPO_ROOT / wanted.id, say)
+    folder = model_folder(wanted.id, wanted.revision, wanted.patterns, wanted.skipped)
+    _lock_revision(wanted, folder)
     return folder
 
 
-def fetch_blip(target: Path, say: Callable[[str], None] = print, url: str = BLIP_CAPTION_URL,
+def _lock_revision(wanted: Wanted, folder: Path) -> None:
+    """Remember the commit of a hub model, unless the preset names one itself."""
+    revision = used_revision(folder)
+    if not is_local(wanted.id) and wanted.revision is None and revision is not None:
+        lock(wanted.id, revision)
+
+
+def fetch_blip(target: Path, say: Say = print, url: str = BLIP_CAPTION_URL,
                tokenizer: str = BLIP_TOKENIZER, head_width: int = 64) -> Path:
     """Fetch the original COCO-tuned BLIP checkpoint, convert it, and drop the pickle.
 
@@ -136,16 +156,3 @@ def _write_json(file: Path, data: dict[str, str]) -> None:
     temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, file)
 
-
-def main() -> None:
-    """`python -m lib.model_fetch PRESET`: fetch ahead what a preset needs."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("preset", help="a name such as paper, or a .toml file")
-    try:
-        fetch_models(get_preset(parser.parse_args().preset))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from error
-
-
-if __name__ == "__main__":
-    main()

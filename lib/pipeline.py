@@ -24,6 +24,7 @@ from lib.errors import UserError
 from lib.presets import REPO_ROOT, Preset, get_preset
 
 if TYPE_CHECKING:
+    from lib.fetch import Request
     from lib.study import Study
 
 EXAMPLES = """\
@@ -34,6 +35,10 @@ examples:
   ./run_all.sh --preset mine.toml    your own models or decoding
   ./run_all.sh --verify              do the finished rows repeat?
   ./run_all.sh --explore             a page to play on, in your browser
+  ./run_all.sh --preset paper --dataset coco --n 50     real models and photographs, on a GPU; what
+                                     is missing is told with its size and fetched first
+  ./run_all.sh --fetch --preset paper                   the same fetched ahead; runs then need no
+                                     network (HF_HUB_OFFLINE=1 forbids it)
 """
 
 
@@ -83,6 +88,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="any other parameter of the chosen notebooks; may be repeated")
     parser.add_argument("--force", action="store_true",
                         help="run every notebook, also those that are up to date")
+    parser.add_argument("--fetch", action="store_true",
+                        help="run no notebook; tell and fetch what preset, dataset, N and seed need")
     parser.add_argument("--explore", action="store_true",
                         help="serve a page to play on, on this machine only, until Ctrl-C")
     parser.add_argument("--verify", action="store_true",
@@ -184,7 +191,7 @@ def data_digest() -> str:
     data, digest = REPO_ROOT / "data", hashlib.sha256()
     inputs = [*runs_root().glob("*/*.parquet"), *(data / "models").glob("mini/**/*"),
               *(data / "picturebook").rglob("*.json")]
-    for path in sorted(path for path in inputs if path.is_file()):
+    for path in sorted((path for path in inputs if path.is_file()), key=str):
         status = path.stat()
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
@@ -259,7 +266,10 @@ def run_all(flags: argparse.Namespace, folder: Path = notebooks.NOTEBOOKS) -> Ou
     parameters = {path: {**common, **extras[path]} for path in chosen}
     for path in chosen:
         notebooks.check_parameters(path, parameters[path])
-    from lib.figures import folder as figures_folder  # after the checks: it loads matplotlib
+    # Imports of more than the standard library come after the checks.
+    from lib import fetch
+    from lib.figures import folder as figures_folder
+    fetch.prepare(request(flags, preset), lambda: not finished(flags, chosen))
     place = Place(figures_folder(preset))
     start = time.monotonic()
     wrote: dict[Path, list[Path]] = {}
@@ -280,12 +290,44 @@ def run_all(flags: argparse.Namespace, folder: Path = notebooks.NOTEBOOKS) -> Ou
     return Outcome(preset, place, wrote, time.monotonic() - start)
 
 
+def request(flags: argparse.Namespace, preset: Preset) -> Request:
+    """What the flags need from outside."""
+    from lib.fetch import Request
+    common = notebook_parameters(flags, preset)
+    datasets = preset.datasets if flags.dataset == "all" else (flags.dataset,)
+    return Request(preset, flags.preset, datasets, flags.n or preset.n_sources, common["SEED"])
+
+
+def finished(flags: argparse.Namespace, chosen: Sequence[Path]) -> bool:
+    """Whether the chosen notebooks find all their runs finished, so that no model is needed.
+
+    Only the notebooks that declare ENGINE play, each the task that its name tells.
+    """
+    playing = [path.stem for path in chosen if "ENGINE" in notebooks.declared_parameters(path)]
+    study = open_rows(flags)
+    try:
+        for task in ("image", "text"):
+            for dataset in study.datasets if any(f"_{task}_" in stem for stem in playing) else ():
+                study.run(dataset, task)
+    except UserError:
+        return False
+    return True
+
+
 def explore(flags: argparse.Namespace) -> None:
     """Serve the explorer's page with the same presets, datasets, counts and seed."""
     preset = get_preset(flags.preset)
     check_dataset(flags.dataset)
     from lib.serve import serve
     serve(notebook_parameters(flags, preset))
+
+
+def fetch_ahead(flags: argparse.Namespace) -> None:
+    """Tell and fetch what the flags need."""
+    preset = get_preset(flags.preset)
+    check_dataset(flags.dataset)
+    from lib import fetch
+    fetch.fetch_ahead(request(flags, preset))
 
 
 def open_rows(flags: argparse.Namespace) -> Study:
@@ -355,6 +397,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = parse(arguments)
         if flags.explore:
             explore(flags)
+        elif flags.fetch:
+            fetch_ahead(flags)
         elif flags.verify:
             return 0 if verify(flags) else 1
         else:

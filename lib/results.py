@@ -357,8 +357,8 @@ class Run:
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; a second run on it says so and waits.
+def run_lock(folder: Path, doing: str = "") -> Iterator[None]:
+    """Hold a run's folder (or that of some other work); a second one on it says so and waits.
 
     The lock is the kernel's and goes with the process, so a killed run leaves none behind.
     """
@@ -373,7 +373,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
-            print(f"waiting: {holder} is playing {folder.name}", file=sys.stderr, flush=True)
+            print(f"waiting: {holder} is {doing or f'playing {folder.name}'}", file=sys.stderr, flush=True)
             fcntl.flock(stream, fcntl.LOCK_EX)
         stream.truncate(0)
         stream.write(process_name())

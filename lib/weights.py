@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from lib.download import offline
 from lib.errors import UserError
 from lib.presets import REPO_ROOT
 
@@ -81,7 +82,7 @@ def model_folder(model_id: str, revision: str | None = None,
             raise UserError(f"model {model_id} has only pickled weights in {folder}: convert them "
                             f"with lib.convert.convert_pickle, or choose another model ({HINT})")
         raise UserError(f"model {model_id} has no *.safetensors in {folder}: fetch it again with "
-                        f"python -m lib.model_fetch PRESET ({HINT})")
+                        f"./run_all.sh --fetch --preset PRESET ({HINT})")
     return folder
 
 
@@ -95,7 +96,7 @@ def _local_folder(model_id: str) -> Path:
         remedy = (f"it belongs to the repository: restore it with git checkout -- {model_id}, "
                   "or train it with python -m lib.picturebook.train")
     elif model_id.startswith("data/models/hub"):
-        remedy = f"make it with python -m lib.model_fetch PRESET{_size(model_id)}; {HINT}"
+        remedy = f"make it with ./run_all.sh --fetch --preset PRESET{_size(model_id)}; {HINT}"
     else:
         remedy = f"check the id in the preset; {HINT}"
     raise UserError(f"model folder {model_id} is missing: {remedy}")
@@ -186,7 +187,8 @@ def repository_size(model_id: str, revision: str | None, patterns: Sequence[str]
 def _missing(model_id: str, reason: str) -> str:
     """The one line for a hub model that cannot be had."""
     return (f"model {model_id} is missing{_size(model_id)}: {reason}; fetch it ahead with "
-            f"python -m lib.model_fetch PRESET on a connected machine, or give a local folder as its id; {HINT}")
+            "./run_all.sh --fetch --preset PRESET on a connected machine, or give a local folder as "
+            f"its id; {HINT}")
 
 
 def _size(model_id: str) -> str:
@@ -199,8 +201,7 @@ def _offline() -> bool:
     """Whether the hub client was told to stay offline."""
     from huggingface_hub import constants
 
-    return bool(constants.HF_HUB_OFFLINE) or os.environ.get("HF_HUB_OFFLINE", "0").upper() in (
-        "1", "TRUE", "YES", "ON")
+    return bool(constants.HF_HUB_OFFLINE) or offline()
 
 
 def locked_revision(model_id: str) -> str | None:

@@ -8,8 +8,8 @@ import random
 import pytest
 from PIL import Image
 
-from lib import captions
-from lib.datasets import load_captions_json, load_dataset, load_folder, read_split
+from lib import captions, splits
+from lib.datasets import KARPATHY_SPLIT, load_captions_json, load_dataset, load_folder, read_split
 from lib.errors import UserError
 from lib.presets import REPO_ROOT
 
@@ -82,6 +82,52 @@ def test_split_keeps_only_its_ids(tmp_path):
     assert [item.id for item in dataset.items] == ["1", "3"] and set(dataset.references) == {"1", "3"}
 
 
+def test_the_committed_split_follows_from_the_official_list(tmp_path):
+    ids = splits.official_ids()
+    # The source's text has one line an id, with a file name of fixed length: its length is known.
+    assert len(ids) == 5_000 and sum(39 + len(key) for key in ids) == 224_028
+    assert KARPATHY_SPLIT.read_text(encoding="utf-8") == splits.as_text(splits.record(ids))
+    drawn = read_split(KARPATHY_SPLIT)
+    assert len(drawn) == 2_000 and drawn <= set(ids)
+    assert splits.sample(ids[::-1]) == splits.sample(ids) != splits.sample(ids, seed=1)
+    assert set(splits.sample(ids, 50)) < set(splits.sample(ids, 100))
+    for text, reason in (("1 2 x", "has x"), ("1 2 1", "repeated"), ("# none", "unique")):
+        (tmp_path / "ids.txt").write_text(text)
+        with pytest.raises(UserError, match=reason):
+            splits.official_ids(tmp_path / "ids.txt")
+
+
+def test_coco_is_the_split_wherever_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setenv("COCO_DIR", str(tmp_path))
+    inside, outside = sorted(read_split(KARPATHY_SPLIT), key=int)[:3], ["1", "2"]
+    images = [{"id": int(key), "file_name": f"{key}.png"} for key in [*inside, *outside]]
+    notes = [{"id": i, "image_id": image["id"], "caption": "a thing"} for i, image in enumerate(images)]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "captions_val2014.json").write_text(
+        json.dumps({"images": images, "annotations": notes}))
+    (tmp_path / "images" / "val2014").mkdir(parents=True)
+    for key in [inside[0], inside[2], *outside]:
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / "val2014" / f"{key}.png")
+    dataset = load_dataset("coco")
+    assert [item.id for item in dataset.items] == [inside[0], inside[2]]
+    assert dataset.missing == (f"{inside[1]}.png",) and set(dataset.references) == set(inside)
+    assert len(load_dataset("coco-val2014")) == 4
+
+
+def test_a_draw_depends_on_what_is_listed_not_on_what_is_there(tmp_path):
+    path, images = put(tmp_path, annotation())
+    drawn = [item.id for item in load_captions_json("mine", path, images).subset(2).items]
+    (images / f"{drawn[0]}.png").unlink()
+    less = load_captions_json("mine", path, images).subset(2)
+    assert [item.id for item in less.items] == drawn[1:] and less.missing == (f"{drawn[0]}.png",)
+    assert less.subset(2) == less and not load_captions_json("mine", path, images).subset(3).subset(3).strays
+    other = next(i for i in ("1", "2", "3") if i not in drawn)
+    (images / f"{drawn[1]}.png").unlink()
+    assert (images / f"{other}.png").exists()
+    with pytest.raises(UserError, match="none of the 2 pictures drawn with seed 0 is there: put the files"):
+        load_captions_json("mine", path, images).subset(2)
+
+
 @pytest.mark.parametrize("name", ["picturebook-coco", "picturebook-nocaps"])
 def test_picture_book_through_the_same_reader(name):
     dataset = load_dataset(name)
@@ -125,6 +171,8 @@ def test_fingerprint_tells_changes(tmp_path):
 def test_real_coco():
     entries = captions.read_coco(SHARED / "captions_val2014.json.gz")
     assert len(entries) == 40_504 and sum(len(e.captions) for e in entries) == 202_654
+    official = set(splits.official_ids())
+    assert len(official) == 5_000 and official <= {entry.id for entry in entries}
     dataset = load_captions_json("photos", SHARED / "captions_photos.json", SHARED / "photos")
     assert len(dataset) == 69 and not dataset.missing
     assert all(item.image().mode == "RGB" for item in dataset.items[:5])
@@ -260,7 +308,8 @@ def test_bad_names(name, reason):
 def test_absent_data_tells_how_to_get_it(name, monkeypatch, tmp_path):
     monkeypatch.setenv("COCO_DIR", str(tmp_path))
     monkeypatch.setenv("NOCAPS_DIR", str(tmp_path))
-    with pytest.raises(UserError, match=f"dataset {name}: .* is absent: .*_DIR"):
+    fetch = f"--fetch --preset paper --dataset {name}, or set"
+    with pytest.raises(UserError, match=f"dataset {name}: .* is absent: .*{fetch} .*_DIR"):
         load_dataset(name)
 
 

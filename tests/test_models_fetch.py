@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -203,9 +203,33 @@ def test_what_a_preset_wants():
     assert model_fetch.wanted_models(get_preset("fast"))[-1].skipped == ("safety_checker/*",)
 
 
-def test_sizes_are_told_before_a_fetch_fails(hub):
-    said = []
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set") as caught:
-        model_fetch.fetch_models(get_preset("fast"), said.append)
-    assert "GB in all" in said[-1] and "about 1.0 GB" in str(caught.value)
-    assert np.isclose(float(said[-1].split(", ")[1].split()[0]), 1.0 + 6.9 + 1.7 + 0.6, atol=0.1)
+def test_missing_models_and_their_sizes(hub, tmp_path):
+    parts = model_fetch.missing_models(get_preset("fast"))
+    assert [part.name for part in parts] == ["model Salesforce/blip-image-captioning-base",
+                                             "model openai/clip-vit-large-patch14",
+                                             "model openai/clip-vit-base-patch32",
+                                             "model stabilityai/sdxl-turbo"]
+    assert [part.amount for part in parts] == ["about 1.0 GB", "about 1.7 GB", "about 600 MB", "about 6.9 GB"]
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set.*--fetch --preset PRESET"):
+        parts[0].fetch(lambda line: None)
+    put_in_cache(hub, "openai/clip-vit-large-patch14", build_clip(tmp_path / "clip"))
+    assert len(model_fetch.missing_models(get_preset("fast"))) == 3
+    assert not model_fetch.missing_models(get_preset("mini"))
+
+
+def test_what_is_cached_already_is_locked_too(hub, tmp_path):
+    put_in_cache(hub, "openai/clip-vit-base-patch32", build_clip(tmp_path / "clip"), "cafe")
+    model_fetch.lock_models(get_preset("fast"))
+    assert json.loads(weights.LOCK_FILE.read_text()) == {"openai/clip-vit-base-patch32": "cafe"}
+
+
+def test_an_absent_local_folder_cannot_be_fetched(hub):
+    preset = dataclasses.replace(get_preset("mini"), encoder=EncoderSpec(id="/nowhere/clip"))
+    with pytest.raises(UserError, match="model folder /nowhere/clip is missing: check the id"):
+        model_fetch.missing_models(preset)
+
+
+def test_an_adapter_of_your_own_brings_its_own_files(hub):
+    own = CaptionerSpec(id="remote-model", adapter="mine:Service")
+    wanted = model_fetch.wanted_models(dataclasses.replace(get_preset("fast"), captioner=own))
+    assert "remote-model" not in [part.id for part in wanted]
