@@ -86,6 +86,7 @@ class PaidCalls:
         secret = self._key()
         self._pay()
         answer = self._send(json.dumps(request).encode("utf-8"), secret)
+        answer = answer.replace(secret.encode(), b"***")  # some services repeat it; it is never kept
         _write(file, answer)
         return answer
 
@@ -103,6 +104,9 @@ class PaidCalls:
         if not key:
             raise UserError(f"environment variable {self.key_env} is not set: it must hold the key "
                             f"for {self.url}")
+        if not key.isascii() or not key.isprintable():  # the error of the header would show it whole
+            raise UserError(f"environment variable {self.key_env} holds a line end or another "
+                            f"character that no header can carry: set the key for {self.url} again")
         return key
 
     def _send(self, body: bytes, key: str) -> bytes:

