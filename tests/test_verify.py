@@ -8,9 +8,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from tests.benchmarks import repeatability
+from tests.benchmarks.repeatability import Variant
 from tests.standins import COLOURS, stand_ins, without_weights
 
 from lib import expected, pipeline, results, roundtrip, verify
+from lib.datasets import load_dataset
 from lib.errors import UserError
 from lib.presets import get_preset
 from lib.study import Study
@@ -129,6 +132,20 @@ def test_lost_rows_are_found(played):
             return run.image(relative)
 
     assert "rows absent or with another seed" in failing(verify.compare(Half(), again))
+
+
+def test_rows_of_the_real_models_do_not_depend_on_how_they_are_played(tmp_path):
+    """The small version of tests/benchmarks/repeatability.py, which has workers and more batches."""
+    preset = get_preset("mini")
+    dataset = load_dataset("picturebook-nocaps", 3)
+    variants = [Variant("ones", batch=1), Variant("cut", batch=7, shard=1, shuffled=True, cut=True)]
+    for task in ("image", "text"):
+        found = repeatability.repeat(variants, preset, dataset, task, 2, tmp_path)
+        assert list(found) == ["ones", "cut"]
+        for name, checks in found.items():
+            assert failing(checks) == [], (task, name, list(map(str, checks)))
+    vectors = repeatability.embeddings(preset, dataset, (1, 2))
+    assert len(vectors) == 4 and failing(vectors) == []
 
 
 # --- expected averages -------------------------------------------------------------------------

@@ -270,7 +270,7 @@ def bookkeeping(plan: Plan, ledger: Ledger, workers: int = 2) -> int:
     return plan.run.info()["counts"]["rows"]
 
 
-def writing(plan: Plan, ledger: Ledger, shards: int = 8) -> None:
+def writing(plan: Plan, ledger: Ledger, shards: int = 2) -> None:
     """What the true writing of shards with their pictures takes, from a few of them."""
     jobs = plan.jobs[:shards]
     played = [job.play(players()) for job in jobs]
