@@ -140,6 +140,15 @@ def missing_pictures(name: str, drawn: Sequence[captions.Entry]) -> list[caption
     return [entry for entry in drawn if entry.file_name not in known and not is_there(entry.file_name)]
 
 
+def drawn_unavailable(name: str, n: int, seed: int) -> list[str]:
+    """File names of drawn pictures that are absent and known to be unavailable."""
+    if name not in SOURCES or not unavailable(name):
+        return []
+    is_there, known = file_finder(LAYOUTS[name].image_folder()), unavailable(name)
+    return [entry.file_name for entry in drawn_entries(name, n, seed)
+            if entry.file_name in known and not is_there(entry.file_name)]
+
+
 def unavailable(name: str) -> dict[str, str]:
     """File name -> why no address had it when it was fetched."""
     file = LAYOUTS[name].root() / UNAVAILABLE
@@ -258,8 +267,7 @@ def fetch_pictures(name: str, n: int, seed: int, say: Say = print) -> None:
         file = LAYOUTS[name].root() / UNAVAILABLE
         record = dict(sorted((unavailable(name) | tally.gone).items()))
         write_whole(file, (json.dumps(record, indent=1) + "\n").encode())
-        say(f"{name}: {len(tally.gone)} of {len(wanted):,} pictures are at none of their addresses and will "
-            f"be missing ({', '.join(sorted(tally.gone)[:3])}...); reasons in {file}")
+        say(f"{name}: {len(tally.gone)} of {len(wanted):,} pictures are at none of their addresses")
     if tally.failed:
         left = len(wanted) - tally.fetched - len(tally.gone)
         raise UserError(f"dataset {name}: {left:,} of {len(wanted):,} pictures are not fetched "

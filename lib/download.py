@@ -55,7 +55,9 @@ def in_words(size: int | None) -> str:
     """Bytes as people say them: 8 MB, 5.5 GB."""
     if size is None:
         return "size unknown"
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 0.1):.{0 if size >= 1e7 else 1}f} MB"
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e7 or not size else f"{max(size / 1e6, 0.1):.1f} MB"
 
 
 def offline() -> bool:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.dataset_fetch import missing_parts
+from lib.dataset_fetch import UNAVAILABLE, drawn_unavailable, missing_parts
+from lib.datasets import LAYOUTS
 from lib.download import Part, Say, in_words, offline, stated_size
 from lib.errors import UserError
 from lib.presets import REPO_ROOT, Preset
@@ -47,7 +48,7 @@ def fetch_ahead(request: Request, say: Say = print) -> None:
     """
     remote = _needs_remote_models(request.preset)
     parts = [*_missing_data(request), *(_missing_models(request.preset) if remote else [])]
-    optional = _spice_parser(say) if remote or parts else []
+    optional = _spice_parser(say) if (remote or parts) and not offline() else []
     if not parts and not optional:
         say(f"nothing to fetch: all that preset {request.preset.name} needs for "
             f"{' and '.join(request.datasets)} is here")
@@ -59,9 +60,9 @@ def fetch_ahead(request: Request, say: Say = print) -> None:
             part.fetch(say)
         except UserError as error:
             say(f"not fetched: {part.name}: {error}")
-    if remote and not offline():
-        from lib.model_fetch import lock_models
-        lock_models(request.preset)
+    _report_unavailable(request, say)
+    if remote:
+        _lock_models(request.preset)
 
 
 def prepare(request: Request, plays: Callable[[], bool], say: Say = print) -> None:
@@ -71,11 +72,9 @@ def prepare(request: Request, plays: Callable[[], bool], say: Say = print) -> No
     stop a run as long as one that it draws is there: they are counted as missing.
     """
     parts = _missing_data(request)
-    remote = _needs_remote_models(request.preset)
-    if remote and (any(part.needed for part in parts) or plays()):
+    loads = _needs_remote_models(request.preset) and (any(part.needed for part in parts) or plays())
+    if loads:
         parts += _missing_models(request.preset)
-    if not parts:
-        return
     _tell(parts, say)
     needed = [part for part in parts if part.needed]
     if needed:
@@ -86,6 +85,9 @@ def prepare(request: Request, plays: Callable[[], bool], say: Say = print) -> No
             _fetch(request, rest, say)
         except UserError as error:
             say(f"going on with the pictures that are there; {error}")
+    _report_unavailable(request, say)
+    if loads:
+        _lock_models(request.preset)
 
 
 def _needs_remote_models(preset: Preset) -> bool:
@@ -108,6 +110,22 @@ def _missing_models(preset: Preset) -> list[Part]:
     return missing_models(preset)
 
 
+def _lock_models(preset: Preset) -> None:
+    """Lock the commits of models that were here already: a run is known by its models' commits."""
+    from lib.model_fetch import lock_models
+    lock_models(preset)
+
+
+def _report_unavailable(request: Request, say: Say) -> None:
+    """Say how many pictures of a draw are missing because no address had them."""
+    for name in request.datasets:
+        gone = drawn_unavailable(name, request.n, request.seed)
+        if gone:
+            say(f"{name}: {len(gone)} of the drawn pictures are unavailable and count as missing, such as "
+                f"{gone[0]}; reasons in {LAYOUTS[name].root() / UNAVAILABLE} (what is taken out there is "
+                "tried again)")
+
+
 def _spice_parser(say: Say) -> list[Part]:
     """The parser of the official SPICE, if it is missing and would be of use here."""
     from lib.scoring import java, spice_official
@@ -119,12 +137,13 @@ def _spice_parser(say: Say) -> list[Part]:
         found = java.find_java()
     except UserError:
         return []
-    if found.major > spice_official.LAST_JAVA_WITH_ENGINE and spice_official.javascript_engine() is None:
+    modern = found.major > spice_official.LAST_JAVA_WITH_ENGINE
+    if modern and spice_official.javascript_engine(folder) is None:
         say(f"optional, left out: official SPICE also needs a JavaScript engine in {found} (put Rhino's jar "
-            f"in {folder.relative_to(REPO_ROOT)}, or install librhino-java)")
+            f"in {folder}, or install librhino-java)")
         return []
     return [Part("optional: parser of the official SPICE", stated_size(spice_official.URL),
-                 lambda say: spice_official.fetch())]
+                 lambda say: spice_official.fetch(folder))]
 
 
 def _tell(parts: Sequence[Part], say: Say) -> None:

@@ -213,8 +213,9 @@ def test_absent_pictures_are_listed_counted_and_not_asked_again(site, tmp_path):
     assert "404" in record[f"{gone}.jpg"] and "not a picture" in record[f"{page}.jpg"]
     dataset = load_dataset("nocaps", 4, 0)
     assert len(dataset) == 2 and sorted(dataset.missing) == sorted(record), "missing, not replaced"
-    asked = len(site.asked)
+    asked, told = len(site.asked), len(site.said)
     fetch.prepare(request(), lambda: False, site.said.append)
+    assert len(site.said) == told + 1 and "nocaps: 2 of the drawn pictures are unavailable" in site.said[-1]
     fetch.fetch_ahead(request(), site.said.append)
     assert len(site.asked) == asked
     site.files[f"/main/{gone}.jpg"] = picture(9)
@@ -395,6 +396,23 @@ def test_models_are_asked_for_only_where_they_will_run(site, monkeypatch, tmp_pa
     with pytest.raises(UserError, match=r"missing: model Salesforce/blip\S+ \(about 1.0 GB\), .*sdxl-turbo"):
         fetch.prepare(request(preset="fast"), lambda: True, site.said.append)
     fetch.prepare(request(), lambda: pytest.fail("mini's models are here"), site.said.append)
+
+
+def test_the_parser_of_spice_is_offered_where_it_can_run(site, monkeypatch, tmp_path):
+    from lib.scoring import spice_official
+
+    monkeypatch.setattr(spice_official, "FOLDER", tmp_path)
+    monkeypatch.setattr(spice_official, "URL", f"{site.url}/corenlp.zip")
+    site.files["/corenlp.zip"] = b"x" * 2_500_000
+    with zipfile.ZipFile(tmp_path / "rhino.jar", "w") as jar:
+        jar.writestr("META-INF/services/javax.script.ScriptEngineFactory", "x")
+    parts = fetch._spice_parser(site.said.append)
+    assert [part.amount for part in parts] == ["2.5 MB"] and not site.said
+    for jar in spice_official.JARS:
+        (tmp_path / jar).write_bytes(b"jar")
+    assert not fetch._spice_parser(site.said.append)
+    assert [download.in_words(size) for size in (None, 0, 5, 2_500_000, 10_400_000, 5_500_000_000)] == [
+        "size unknown", "0 MB", "0.1 MB", "2.5 MB", "10 MB", "5.5 GB"]
 
 
 # --- the command --------------------------------------------------------------------------------
