@@ -12,7 +12,6 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +20,7 @@ from lib.errors import UserError
 from lib.game import TASKS, Played, Shard, play_shard
 from lib.images import png_bytes
 from lib.players import Cost, Models
+from lib.stores import Place
 
 TRIES = 3  # a shard whose worker dies, or that fails, as often is given up
 _NAMED = 10  # sources named in a message at most
@@ -45,16 +45,16 @@ class Job:
     index: int
     shard: Shard
     task: str
-    folder: Path
+    folder: Place
     owner: str
 
     @property
-    def rows_path(self) -> Path:
+    def rows_path(self) -> Place:
         """Where the rows lie; the shard is done when this file is there."""
         return self.folder / "shards" / f"{self.index:05d}.parquet"
 
     @property
-    def baselines_path(self) -> Path:
+    def baselines_path(self) -> Place:
         """Where the baselines of the shard's sources lie."""
         return self.folder / "baselines" / f"{self.index:05d}.parquet"
 
@@ -80,7 +80,7 @@ class Job:
             files.append((self.baselines_path, results.PLAYED_BASELINES, 1))
         return all(self._holds(*file) for file in files)
 
-    def _holds(self, path: Path, schema: Any, each: int) -> bool:
+    def _holds(self, path: Place, schema: Any, each: int) -> bool:
         """Whether a table is whole and has ``each`` rows for each of the shard's sources."""
         if not path.is_file():
             return False

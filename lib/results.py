@@ -12,7 +12,8 @@ over everything that changes a row, so a run with other parameters never mixes w
     cost.json               seconds a stage and model passes (differs from time to time)
 
 Files appear under their name only when complete (temporary name, fsync, ``os.replace``), and a
-Parquet file's bytes depend on nothing but its rows and the run's hash.
+Parquet file's bytes depend on nothing but its rows and the run's hash. All this may also lie in an
+object store or wherever else fsspec reaches: what differs there is in ``lib/stores.py``.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -37,10 +40,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lib import stores
 from lib.errors import UserError
-from lib.images import open_image
+from lib.images import decode_image, open_image
+from lib.leases import Lease
 from lib.presets import REPO_ROOT, Preset, canonical_json, preset_hash
 from lib.provenance import process_name
+from lib.stores import Place, StorePath
 
 SCHEMA = "1"
 
@@ -90,12 +96,16 @@ class DamagedTable(Exception):
 # --- atomic files ------------------------------------------------------------------------------
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Place, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, force it to disk and rename it.
 
-    Whoever looks sees the old file, the new file or none, never half of one. Raises UserError if
-    the disk is full or the folder may not be written to.
+    Whoever looks sees the old file, the new file or none, never half of one. For a store the
+    temporary file lies in this machine's folder for such files. Raises UserError if the disk is
+    full or the folder may not be written to.
     """
+    if isinstance(path, StorePath):
+        _upload(path, write)
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +119,18 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         raise _writing_failed(path, error) from error
 
 
+def _upload(path: StorePath, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a local file and put it into a store."""
+    local = Path(tempfile.gettempdir())
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / path.name
+            write(local)
+            path.upload(local)
+    except OSError as error:
+        raise _writing_failed(local, error) from error
+
+
 def _writing_failed(path: Path, error: OSError) -> Exception:
     """A clear message for what the user can mend, else the error itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -119,16 +141,22 @@ def _writing_failed(path: Path, error: OSError) -> Exception:
     return error
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Place, data: bytes) -> None:
     """Write bytes atomically."""
+    if isinstance(path, StorePath):
+        path.write_bytes(data)
+        return
     write_atomic(path, lambda temporary: temporary.write_bytes(data) and None)
 
 
-def write_many(files: Mapping[Path, bytes], scratch: Path) -> None:
+def write_many(files: Mapping[Any, bytes], scratch: Place) -> None:
     """Write several files, each atomically, by way of the folder ``scratch`` on the same disk.
 
     Forcing them to disk side by side takes a fraction of the time of one after the other.
     """
+    if isinstance(scratch, StorePath):
+        stores.write_many(files)
+        return
     # Process numbers would not do: two machines that share the folder may have the same.
     temporary = {path: scratch / f"{secrets.token_hex(8)}.tmp" for path in files}
     path = scratch
@@ -151,20 +179,20 @@ def _force_to_disk(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def remove_leftovers(run: Path) -> None:
+def remove_leftovers(run: Place) -> None:
     """Remove temporary files that killed processes left; only for who holds the run's lock."""
     for pattern in (".scratch/*.tmp", ".*.tmp", "shards/.*.tmp", "baselines/.*.tmp"):
         for path in run.glob(pattern):
             path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Place, data: Mapping[str, Any]) -> None:
     """Write JSON atomically, with a stable layout."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode("utf-8"))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Place) -> dict[str, Any] | None:
     """Read a JSON object that we wrote; None if it is absent or damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -204,7 +232,7 @@ def table_writer(path: Path, schema: pa.Schema, run_hash: str, **facts: str) -> 
                             compression_level=3, write_page_checksum=True)
 
 
-def write_table(path: Path, table: pa.Table, run_hash: str) -> None:
+def write_table(path: Place, table: pa.Table, run_hash: str) -> None:
     """Write one table atomically, marked with the hash of its run."""
 
     def write(temporary: Path) -> None:
@@ -214,14 +242,15 @@ def write_table(path: Path, table: pa.Table, run_hash: str) -> None:
     write_atomic(path, write)
 
 
-def read_table(path: Path, schema: pa.Schema, run_hash: str | None) -> pa.Table:
+def read_table(path: Place, schema: pa.Schema, run_hash: str | None) -> pa.Table:
     """Read a table and check that it is whole, ours and of this run (None: of any run).
 
     Raises DamagedTable if it is cut off or its checksums are wrong, UserError if it has another
     schema or belongs to another run.
     """
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        source = pa.BufferReader(path.read_bytes()) if isinstance(path, StorePath) else path
+        file = pq.ParquetFile(source, page_checksum_verification=True)
         metadata = file.schema_arrow.metadata or {}
         found = file.schema_arrow.remove_metadata()
         table = file.read() if found.equals(schema) else None
@@ -239,10 +268,11 @@ def read_table(path: Path, schema: pa.Schema, run_hash: str | None) -> pa.Table:
     return table.replace_schema_metadata(None)
 
 
-def marks(path: Path) -> dict[str, str]:
+def marks(path: Place) -> dict[str, str]:
     """The marks that :func:`table_writer` left in a table; none if it is absent or damaged."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        with path.open("rb") as stream:
+            metadata = pq.read_schema(stream).metadata or {}
     except (pa.ArrowException, OSError):
         return {}
     return {key.decode(): value.decode() for key, value in metadata.items()}
@@ -251,9 +281,12 @@ def marks(path: Path) -> dict[str, str]:
 # --- runs --------------------------------------------------------------------------------------
 
 
-def runs_root() -> Path:
-    """Where runs lie: ``data/runs``, or where the variable COMPENDIUM_RUNS points."""
-    return Path(os.environ.get("COMPENDIUM_RUNS", REPO_ROOT / "data" / "runs"))
+def runs_root() -> Place:
+    """Where runs lie: ``data/runs``, or the folder or URL that the variable COMPENDIUM_RUNS names.
+
+    Raises UserError for a URL that cannot be used, see :func:`lib.stores.at`.
+    """
+    return stores.at(os.environ.get("COMPENDIUM_RUNS", REPO_ROOT / "data" / "runs"))
 
 
 def safe_part(text: str) -> str:
@@ -308,7 +341,7 @@ class RunKey:
 class Run:
     """A run's folder. Cheap to make; reads from disk when asked."""
 
-    path: Path
+    path: Place
 
     @property
     def name(self) -> str:
@@ -350,18 +383,32 @@ class Run:
 
     def image(self, relative: str) -> Any:
         """Open a picture of this run by the path that a row gives (PIL, RGB)."""
-        path = (self.path / relative).resolve()
-        if not path.is_relative_to(self.path.resolve()):
+        path = self.path / relative
+        if isinstance(path, StorePath):
+            inside = path.is_relative_to(self.path) and ".." not in PurePosixPath(relative).parts
+        else:
+            inside = path.resolve().is_relative_to(self.path.resolve())
+        if not inside:
             raise UserError(f"image {relative!r} is not inside the run's folder {self.name}")
-        return open_image(path)
+        if isinstance(path, Path):
+            return open_image(path)
+        try:
+            return decode_image(io.BytesIO(path.read_bytes()), str(path))
+        except FileNotFoundError as error:
+            raise UserError(f"image {path} does not exist: play the run again") from error
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path, doing: str = "") -> Iterator[None]:
+def run_lock(folder: Place, doing: str = "") -> Iterator[None]:
     """Hold a run's folder (or that of some other work); a second one on it says so and waits.
 
-    The lock is the kernel's and goes with the process, so a killed run leaves none behind.
+    The lock is the kernel's and goes with the process, so a killed run leaves none behind. In a
+    store it is an object that has to be refreshed: see :class:`lib.leases.Lease`.
     """
+    if isinstance(folder, StorePath):
+        with Lease(folder):
+            yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / ".lock").open("a+", encoding="utf-8")
@@ -381,7 +428,7 @@ def run_lock(folder: Path, doing: str = "") -> Iterator[None]:
         yield
 
 
-def find(key: RunKey, weights_known: bool, root: Path) -> Run:
+def find(key: RunKey, weights_known: bool, root: Place) -> Run:
     """The finished run with this key, or UserError that says which notebook makes it.
 
     Where the weights are not on this machine their fingerprint is unknown, and the newest finished

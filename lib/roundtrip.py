@@ -231,7 +231,8 @@ def pending(plan: Plan) -> list[Job]:
     Raises UserError if a shard has another schema or belongs to another run.
     """
     with ThreadPoolExecutor(max_workers=stores.lanes(plan.run.path)) as pool:
-        return [job for job, done in zip(plan.jobs, pool.map(Job.is_done, plan.jobs), strict=True) if not done]
+        done = pool.map(Job.is_done, plan.jobs)
+        return [job for job, is_done in zip(plan.jobs, done, strict=True) if not is_done]
 
 
 def play_pending(plan: Plan, waiting: Sequence[Job], models: Models, progress: bool) -> None:
