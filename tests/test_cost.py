@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from PIL import Image
 from tests import full_size
 from tests import tiny_families as tiny
-from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
+from tests.standins import stand_ins
+from tests.test_roundtrip import paint, play
+from tests.tiny_models import build_blip, build_clip, build_stable_diffusion, tiny_unet
 
 from lib.cost import Cost, as_text, derived, line, table
 from lib.flops import Meter, count
@@ -174,12 +177,61 @@ def test_meter_by_hand():
 
 
 def test_compiled_code_is_counted_by_its_plain_code():
-    net, ran = Net(), []
-    net._compiled_call_impl = lambda *args: ran.append(1) or net._call_impl(*args)
-    meter = Meter.of(net, {"net": ("",)})
-    for rows in (2, 3):
-        net(torch.zeros(rows, 4))
-    assert meter.flop["net"] == 5 * 24 and len(ran) == 2
+    nets = [tiny_unet().eval() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    nets[1].compile(backend="eager", dynamic=False)
+    meters, outputs = [Meter.of(net, {"net": ("",)}) for net in nets], []
+    with torch.inference_mode():
+        for net in nets:
+            outputs.append([net(torch.ones(rows, 4, 16, 16), torch.tensor(3), torch.ones(rows, 7, 32)).sample
+                            for rows in (2, 3, 3)])
+    assert meters[0].flop == meters[1].flop and meters[1].passes["net"] == 8
+    assert all(torch.equal(plain, compiled) for plain, compiled in zip(*outputs, strict=True))
+
+
+# --- a run's cost over sittings and workers -----------------------------------------------------
+
+
+class Tiring:
+    """A captioner that gives up at its n-th call; the others go through."""
+
+    def __init__(self, captioner, n: int) -> None:
+        self.captioner, self.left = captioner, n
+
+    def caption(self, *arguments):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.captioner.caption(*arguments)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return f"folder:{paint(tmp_path_factory.mktemp('bare') / 'pictures', captions=False)}"
+
+
+def test_cost_is_summed_over_sittings(pictures, tmp_path):
+    whole = play(pictures, tmp_path / "whole", n=8, k=2, shard_size=2).cost()
+    models = stand_ins()
+    for calls in (4, 2):  # two calls a shard: candidates and greedy captions
+        tired = dataclasses.replace(models, captioner=Tiring(models.captioner, calls))
+        with pytest.raises(KeyboardInterrupt):
+            play(pictures, tmp_path / "parts", n=8, k=2, shard_size=2, models=tired)
+    run = play(pictures, tmp_path / "parts", n=8, k=2, shard_size=2)
+    assert whole["sources"] == run.cost()["sources"] == 8
+    assert run.cost()["passes"] == whole["passes"] and run.cost()["wall"] > 0
+    assert set(run.cost()["seconds"]) == {"baseline", "caption", "embed", "generate", "load", "open", "score"}
+    # Nothing of this is in what makes a run the same run.
+    assert "cost" not in run.info() and run.rows().shape[0] == 16
+    before = run.cost()
+    assert play(pictures, tmp_path / "parts", n=8, k=2).cost() == before  # finished: nothing is spent
+
+
+def test_workers_are_summed_on_one_clock(pictures, tmp_path):
+    run = play(pictures, tmp_path, n=4, k=2, shard_size=1, models=stand_ins, workers=2)
+    cost = run.cost()
+    assert cost["sources"] == 4 and cost["wall"] > 0 and cost["sources_per_hour"] > 0
+    assert cost["hours_for_4500"]["in all"] == pytest.approx(cost["wall"] / 4 * 4500 / 3600, rel=0.01)
 
 
 # --- sums and what follows from them -----------------------------------------------------------
