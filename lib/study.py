@@ -112,9 +112,16 @@ def open_study(
     )
 
 
-def cost_table(runs: Sequence[Run], whole: bool = False) -> pd.DataFrame:
-    """What runs cost, one column a run, beside the paper's hours; empty where none was kept."""
-    return cost.table({run.name: Cost.from_dict(run.cost()) for run in runs}, whole)
+def cost_table(
+    runs: Sequence[Run], names: Sequence[str] | None = None, whole: bool = False
+) -> pd.DataFrame:
+    """What runs cost, one column a run, beside the paper's hours; empty where none was kept.
+
+    names: heads of the columns, the runs' own if None. whole: every network by itself, too.
+    """
+    heads = [run.name for run in runs] if names is None else names
+    costs = [Cost.from_dict(run.cost()) for run in runs]
+    return cost.table(dict(zip(heads, costs, strict=True)), whole)
 
 
 def summarise(rows: pd.DataFrame, score: str) -> dict[str, object]:
