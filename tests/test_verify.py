@@ -137,7 +137,7 @@ def test_lost_rows_are_found(played):
 def test_rows_of_the_real_models_do_not_depend_on_how_they_are_played(tmp_path):
     """The small version of tests/benchmarks/repeatability.py, which has workers and more batches."""
     preset = get_preset("mini")
-    dataset = load_dataset("picturebook-nocaps", 3)
+    dataset = load_dataset("picturebook-nocaps", 2)
     variants = [Variant("ones", batch=1), Variant("cut", batch=7, shard=1, shuffled=True, cut=True)]
     for task in ("image", "text"):
         found = repeatability.repeat(variants, preset, dataset, task, 2, tmp_path)

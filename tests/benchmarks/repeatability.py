@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from lib.presets import Preset, get_preset
 from lib.verify import Check
 
 EMBEDDING_ALLOWED = 1e-5  # a part of a vector of length 1 in float32: sums in another order
+loaded = lru_cache(maxsize=3)(load_models)  # one set for each batch size
 PARTS = ("captioner", "generator", "encoder", "judge")
 
 
@@ -88,13 +89,13 @@ def play(variant: Variant, preset: Preset, dataset: Dataset, task: str, candidat
                               candidates, preset.seed, root, variant.shard)
     roundtrip.begin(plan)
     if variant.cut:
-        roundtrip.play_pending(plan, plan.jobs[:: 2], load_models(chosen), progress=False)
+        roundtrip.play_pending(plan, plan.jobs[:: 2], loaded(chosen), progress=False)
     waiting = roundtrip.pending(plan)
     if variant.workers > 1:
         crew = partial(play_in_processes, workers=variant.workers, load=None)
         roundtrip.play_with_crew(plan, waiting, crew, progress=False)
     else:
-        roundtrip.play_pending(plan, waiting, load_models(chosen), progress=False)
+        roundtrip.play_pending(plan, waiting, loaded(chosen), progress=False)
     shards = [results.read_table(job.rows_path, results.PLAYED, job.owner) for job in plan.jobs]
     return pa.concat_tables(shards).to_pandas(), plan.run.image
 
@@ -118,7 +119,7 @@ def embeddings(preset: Preset, dataset: Dataset, sizes: Sequence[int] = (1, 7, 6
     texts = [text for item in dataset.items for text in item.references]
     found: dict[str, list[np.ndarray]] = {}
     for size in (None, *sizes):
-        models: Models = load_models(with_batches(preset, size))
+        models: Models = loaded(with_batches(preset, size))
         for name in ("encoder", "judge"):
             encoder = getattr(models, name)
             for kind, content in (("images", pictures), ("texts", texts)):
