@@ -185,7 +185,10 @@ def fetch_annotation(name: str, say: Say = print) -> Path:
         os.replace(content, target)
         lock(source.url, digest)
     finally:
-        shutil.rmtree(folder)
+        for file in (fetched, content):
+            file.unlink(missing_ok=True)
+        if not any(folder.iterdir()):  # another archive may have been cut off there
+            folder.rmdir()
     return target
 
 

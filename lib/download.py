@@ -158,7 +158,7 @@ def check_hash(file: Path, md5: str | None, sha256: str | None) -> None:
         if expected is not None and (found := file_hash(file, name)) != expected:
             file.unlink()
             raise UserError(f"{file.name} has {name} {found}, expected {expected}: it was damaged on "
-                            "the way and is deleted; run again")
+                            "the way, or is another file than the known one, and is deleted; run again")
 
 
 def _bytes(part: Path) -> int:

@@ -275,6 +275,9 @@ def test_a_portal_before_the_network_is_not_taken_for_the_hosts(site, tmp_path, 
 
 def test_interrupted_archive_goes_on_where_it_stopped(site, tmp_path, monkeypatch):
     as_coco(monkeypatch, site)
+    other = tmp_path / "coco" / ".fetch" / "annotations_trainval2017.zip.part"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"cut off before")
     site.cut["/annotations.zip"] = 300
     with pytest.raises(UserError, match="cut off after 300 of .*missing|missing.*cut off after 300"):
         fetch.fetch_ahead(request("coco-val2014", n=1), lambda line: None)
@@ -283,6 +286,7 @@ def test_interrupted_archive_goes_on_where_it_stopped(site, tmp_path, monkeypatc
     fetch.fetch_ahead(request("coco-val2014", n=1), lambda line: None)
     ranges = [asked for path, _, asked in site.asked if path == "/annotations.zip"]
     assert ranges == [None, "bytes=300-"] and len(load_dataset("coco-val2014", 1)) == 1
+    assert [path.name for path in other.parent.iterdir()] == [other.name], "another's part is kept"
 
 
 @pytest.mark.parametrize(("changes", "reason"), [
