@@ -6,6 +6,7 @@ address. The token goes to Voila by its environment, where other users of the ma
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -25,8 +26,8 @@ from lib.presets import REPO_ROOT
 NOTEBOOK = notebooks.NOTEBOOKS / "00_explore.ipynb"
 HOST, PORT = "127.0.0.1", 8866
 PATIENCE = 180  # seconds until the server must answer
-ELSEWHERE = ("One round in each direction step by step, with every quantity on the way: "
-             "`notebooks/00_explore.ipynb` in JupyterLab.")
+ELSEWHERE = ("The same calls are plain functions of `lib.explorer`: `notebooks/00_explore.ipynb` shows "
+             "them in JupyterLab.")
 LARGEST_UPLOAD = 256 * 2**20  # bytes; the server's own limit would cut off large photographs
 
 
@@ -89,11 +90,17 @@ def absolute(value: Any) -> Any:
 
 def command(notebook: Path, port: int) -> list[str]:
     """How Voila is called."""
-    limits = {"websocket_max_message_size": LARGEST_UPLOAD}
     return [sys.executable, "-m", "voila", str(notebook), "--no-browser", "--Voila.log_level=WARN",
             f"--Voila.ip={HOST}", f"--Voila.port={port}", "--Voila.port_retries=0",
-            "--Voila.auto_token=True", "--template=explorer", f"--Voila.tornado_settings={limits}",
+            "--Voila.auto_token=True", "--template=explorer",
             "--ZMQChannelsWebsocketConnection.iopub_data_rate_limit=1e9"]
+
+
+def write_limits(folder: Path) -> str:
+    """Tell Voila how large an upload may be; a command line cannot hold a nested setting."""
+    limits = {"Voila": {"tornado_settings": {"websocket_max_message_size": LARGEST_UPLOAD}}}
+    (folder / "voila.json").write_text(json.dumps(limits), encoding="utf-8")
+    return str(folder)
 
 
 @contextmanager
@@ -107,7 +114,8 @@ def served(parameters: Mapping[str, Any]) -> Iterator[Served]:
         token, port = secrets.token_urlsafe(24), free_port()
         paths = [str(REPO_ROOT / "lib" / "explorer" / "share"),
                  *filter(None, [os.environ.get("JUPYTER_PATH")])]
-        env = {**os.environ, "JUPYTER_TOKEN": token, "JUPYTER_PATH": os.pathsep.join(paths)}
+        env = {**os.environ, "JUPYTER_TOKEN": token, "JUPYTER_PATH": os.pathsep.join(paths),
+               "JUPYTER_CONFIG_PATH": write_limits(Path(runtime))}
         process = subprocess.Popen(command(notebook, port), env=env, cwd=REPO_ROOT)
         page = Served(process, port, token)
         try:

@@ -16,7 +16,7 @@ from PIL import Image
 from lib import explorer, notebooks, roundtrip, serve
 from lib.datasets import Item
 from lib.errors import UserError
-from lib.explorer import html, runs
+from lib.explorer import html, runs, walk
 from lib.explorer.browser import RunsTab
 from lib.explorer.models import Stopped, stopping
 from lib.explorer.page import Page
@@ -271,6 +271,39 @@ def test_what_is_shown_is_escaped_and_marked(item):
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
+def test_an_equal_caption_does_not_beat_the_captioner():
+    theirs = [explorer.Candidate(k, k, "a", similarity=s) for k, s in enumerate((0.5, 0.9))]
+    for mine, words in ((0.9004, "draws level with"), (0.8996, "draws level with"), (0.95, "beats"),
+                        (0.7, "does not beat")):
+        said = html.duel(explorer.Candidate(-1, 0, "b", similarity=mine), theirs)
+        assert f"<b>Your caption {words} the captioner</b>" in said
+        assert ("1 of its 2 candidates comes closer" in said) == (mine == 0.7)
+    assert html.duel(explorer.Candidate(-1, 0, "b"), theirs) == ""
+
+
+def test_a_lead_of_nothing_is_called_luck():
+    made = [explorer.Candidate(k, k, similarity=s) for k, s in enumerate((0.9, 0.9003, 0.2))]
+    assert "Another one is as similar" in html.lead(made) and "0.667" in html.lead(made)
+    assert "leads by 0.700" in html.lead(made[1:])
+    assert html.lead(made[:1]) == "" and html.lead([*made, explorer.Candidate(3, 3)]) == ""
+
+
+@pytest.mark.parametrize("direction", ["image", "text"])
+def test_the_walk_prints_what_the_game_has_used(item, direction):
+    game = explorer.new_game(item, direction, MINI, 3)
+    found = finish(game)
+    source, others = explorer.embeddings(game, found, stand_ins())
+    steps = (walk.sent(game, found) + walk.received(game, found)
+             + walk.compared(game, found, source, others) + walk.chosen(game, found))
+    best = explorer.selected(found)
+    assert steps.count('<section class="cx cx-step">') == 4 and f"candidate {best.index}." in steps
+    for candidate in found:
+        assert candidate.text in steps and str(candidate.seed) in steps
+        assert f"{candidate.similarity:.4f}".replace("-", "−") in steps
+    shown = walk.flow(game, best)
+    assert best.text in shown and shown.count("cx-model") == 3 and shown.count("<img") >= 1
+
+
 def test_unfinished_and_withheld_candidates_say_so():
     waiting = explorer.Candidate(0, 0, "a red thing")
     withheld = explorer.Candidate(1, 1, "a red thing", np.zeros((4, 4, 3), np.uint8), flagged=True)
@@ -303,8 +336,8 @@ def test_the_page_shows_errors():
 
 def test_the_page_plays_the_mini_models_in_every_way():
     page = Page(dataset="picturebook-coco", n_sources=5, n_candidates=2)
-    ways = [(page.play, "image", 2), (page.play, "text", 2), (page.beat, "image", 3),
-            (page.drift, "image", 2), (page.compare, "image", 3)]
+    ways = [(page.play, "image", 2), (page.walk, "image", 2), (page.walk, "text", 2),
+            (page.beat, "image", 3), (page.drift, "image", 2), (page.compare, "image", 3)]
     page.drift.rounds.value = 2
     page.beat.text.value = "a small orange ball"
     for tab, direction, cards in ways:  # the comparison's B is beam search: one candidate
@@ -314,6 +347,17 @@ def test_the_page_plays_the_mini_models_in_every_way():
         assert page.runner.errors.value == "" and "Done after" in page.runner.text.value
         assert tab.shown.value.count('<li class="cx-card') == cards and "drawing …" not in tab.shown.value
     assert "the captioner</b>" in page.beat.shown.value
+
+
+def test_a_preset_sets_its_parts_and_the_preset_keeps_its_own_sampling():
+    page = Page(dataset="picturebook-coco", n_sources=2)
+    assert page.settings.preset() == explorer.tune(get_preset("mini"))
+    page.settings.base.value = "paper"
+    paper = get_preset("paper")
+    assert page.settings.preset() == explorer.tune(paper)
+    assert page.settings.steps.value == paper.generator.steps
+    page.settings.strategy.value = "beam"
+    assert page.settings.preset().captioner.sender.strategy == "beam"
 
 
 def test_the_page_opens_with_an_unknown_preset():

@@ -30,7 +30,7 @@ class RunsTab:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.run = control(widgets.Dropdown, "Run", options=[])
-        self.again = button("Look again", "list the runs that are finished by now")
+        self.again = button("List the runs again", "list the runs that are finished by now")
         self.score = control(widgets.Dropdown, "Score", options=[])
         self.domain = control(widgets.Dropdown, "Domain", options=[runs.ALL])
         self.sort = control(widgets.Dropdown, "Sort by", options=list(runs.SORTS))
@@ -44,8 +44,12 @@ class RunsTab:
         hint = widgets.HTML(html.note(
             "Each point is a candidate, green where the game selected it. Click one, or choose a "
             "source from the list, to see its whole round trip."))
-        self.widget = panel(hint, self.run, self.again, self.score, self.domain, self.low, self.high,
-                            self.sort, self.scatter, self.source, self.trip, self.table)
+        half = widgets.Layout(flex="1 1 340px", min_width="0", margin="0 24px 0 0")
+        left = widgets.VBox([self.run, self.score, self.domain, self.low, self.high, self.sort, self.source,
+                             self.again], layout=half)
+        right = widgets.VBox([self.scatter], layout=half)
+        top = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap"))
+        self.widget = panel(hint, top, self.trip, self.table)
         self._observe()
         runner.guarded(self.list_runs)
 

@@ -5,11 +5,10 @@ Every text of unknown origin is escaped, every picture is embedded, nothing come
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,80 +16,19 @@ from PIL import Image
 
 from lib import figures, labels
 from lib.explorer.play import Candidate, Game, Leg, ranked, selected
-from lib.images import png_bytes
+from lib.images import data_uri
 
 SMALL = 128  # pixels: pictures up to this side are enlarged without smoothing
 PREVIEW = 384  # pixels: larger ones are reduced to it before they travel to the browser
 SHOWN = ("cider", "bleu4", "rouge_l", "meteor", "spice_spacy", "sem_f", "clipscore", "clip_score")
 TIMES_100 = frozenset(("cider", "bleu4", "rouge_l", "meteor", "spice_spacy"))
 
-CSS = """
-.cx { color: var(--jp-ui-font-color1, #222); font-size: 14px; line-height: 1.4; }
-.cx h3 { margin: 0 0 .4em; font-size: 15px; }
-.cx-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px;
-  list-style: none; margin: 6px 0; padding: 0; }
-.cx-card { border: 2px solid var(--jp-border-color2, #ddd); border-radius: 8px; padding: 8px;
-  background: var(--jp-layout-color1, #fff); position: relative; overflow-wrap: anywhere; }
-.cx-card.cx-selected { border: 4px solid SELECTED; padding: 6px; }
-.cx-card.cx-yours { border-style: dashed; border-color: ORANGE; }
-.cx-card.cx-looked-at { outline: 3px dashed ORANGE; outline-offset: 2px; }
-.cx-badge { position: absolute; top: 0; left: 0; background: SELECTED; color: #fff; font-weight: 600;
-  padding: 1px 8px; border-radius: 3px 0 8px 0; font-size: 12px; }
-.cx-yours .cx-badge { background: #8a5a00; }
-.cx-picture { width: 100%; aspect-ratio: 1; object-fit: contain; display: block; border-radius: 4px;
-  background: var(--jp-layout-color2, #f2f2f2); }
-.cx-crisp { image-rendering: pixelated; }
-.cx-waiting { width: 100%; aspect-ratio: 1; display: grid; place-items: center; border-radius: 4px;
-  color: var(--jp-ui-font-color2, #666); background: var(--jp-layout-color2, #f2f2f2); }
-.cx-words { margin: 6px 0 4px; min-height: 2.8em; }
-dl.cx-scores { display: grid; grid-template-columns: 1fr auto; gap: 0 6px; margin: 0; font-size: 12px; }
-dl.cx-scores dt, dl.cx-scores dd { float: none; display: block; width: auto; padding: 0; margin: 0; }
-dl.cx-scores dt { color: var(--jp-ui-font-color2, #555); font-weight: normal; }
-dl.cx-scores dd { text-align: right; font-variant-numeric: tabular-nums; }
-dl.cx-scores .cx-main { font-weight: 700; font-size: 13px; color: inherit; }
-.cx-source { display: flex; margin: 8px 0; gap: 14px; align-items: flex-start; flex-wrap: wrap; }
-.cx-source .cx-picture { width: 170px; flex: none; }
-.cx-source ul, .cx-source ol { margin: .2em 0 0; padding-left: 1.2em; }
-.cx-source > div { flex: 1 1 220px; }
-.cx-alert { border-left: 4px solid VERMILLION; background: var(--jp-layout-color2, #f6f6f6);
-  padding: 8px 12px; border-radius: 4px; overflow-wrap: anywhere; }
-.cx-note { color: var(--jp-ui-font-color2, #555); font-size: 13px; margin: 4px 0; }
-.cx-status { min-height: 1.4em; }
-.cx-table { border-collapse: collapse; font-size: 13px; width: 100%; }
-.cx-table th, .cx-table td { text-align: left; padding: 3px 8px; border-bottom: 1px solid
-  var(--jp-border-color2, #ddd); font-variant-numeric: tabular-nums; }
-.cx-scroll { overflow-x: auto; max-width: 100%; }
-.cx-scatter { width: 100%; max-width: 640px; height: auto; display: block; }
-.cx-scatter:focus-visible { outline: 3px solid ORANGE; }
-.cx-dot { fill: BLUE; fill-opacity: .35; cursor: pointer; }
-.cx-dot:hover { fill-opacity: 1; }
-.cx-won { fill: SELECTED; fill-opacity: .75; }
-.cx-chosen { fill: VERMILLION; fill-opacity: 1; stroke: #fff; stroke-width: 1.5; r: 7px; }
-.cx-grid { stroke: var(--jp-border-color2, #ddd); stroke-width: .6; }
-.cx-axis { stroke: var(--jp-ui-font-color2, #666); }
-.cx-tick, .cx-name { fill: var(--jp-ui-font-color1, #222); font: 12px sans-serif; }
-.cx-line { fill: none; stroke: BLUE; stroke-width: 2; }
-.cx-line.cx-second { stroke: VERMILLION; stroke-dasharray: 5 3; }
-.cx-first { fill: BLUE; } .cx-label-second { fill: VERMILLION; }
-.cx-panel { max-width: 100%; }
-.cx-panel .widget-label { min-width: 0; }
-.cx-panel .widget-inline-hbox { box-sizing: border-box; padding-right: 6px; }
-.widget-tab > .lm-TabBar .lm-TabBar-tab, .jupyter-widget-tab > .lm-TabBar .lm-TabBar-tab
-  { flex: 0 1 auto; min-width: 0; max-width: none; }
-@media (max-width: 640px) {
-  .cx-cards { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; }
-  .cx-source .cx-picture { width: 128px; }
-  .cx-panel .widget-label { width: 6.5rem !important; }
-  .jupyter-widget-tab > .lm-TabBar, .jupyter-widget-tab > .lm-TabBar .lm-TabBar-content
-    { flex-wrap: wrap; height: auto; min-height: 0; max-height: none; }
-  .jupyter-widget-tab > .lm-TabBar .lm-TabBar-tab { flex: 0 0 auto; padding: 0 5px; font-size: 12px; }
-}
-"""
+NEAR = 0.001  # similarities closer than this are called equal: the page prints three decimals
 
 
 def style() -> str:
     """The page's style sheet, with the colours of the figures."""
-    text = CSS
+    text = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     for name in ("SELECTED", "ORANGE", "BLUE", "VERMILLION"):
         text = text.replace(name, getattr(figures, name))
     return f"<style>{text}</style>"
@@ -101,19 +39,9 @@ def style() -> str:
 
 def picture(pixels: Image.Image | np.ndarray, alt: str) -> str:
     """A picture as an ``img`` with its bytes in it; small ones stay crisp when enlarged."""
-    shown = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels.convert("RGB")
-    small = max(shown.size) <= SMALL
-    if small:
-        kind, data = "png", png_bytes(np.asarray(shown))
-    else:
-        shown.thumbnail((PREVIEW, PREVIEW))
-        buffer = io.BytesIO()
-        shown.save(buffer, format="JPEG", quality=90)
-        kind, data = "jpeg", buffer.getvalue()
-    encoded = base64.b64encode(data).decode("ascii")
-    crisp = " cx-crisp" if small else ""
-    return (f'<img class="cx-picture{crisp}" alt="{escape(alt, quote=True)}" '
-            f'src="data:image/{kind};base64,{encoded}">')
+    uri, crisp = data_uri(pixels, SMALL, PREVIEW)
+    kind = " cx-crisp" if crisp else ""
+    return f'<img class="cx-picture{kind}" alt="{escape(alt, quote=True)}" src="{uri}">'
 
 
 def number(name: str, value: float) -> str:
@@ -168,7 +96,7 @@ def scores(candidate: Candidate) -> str:
     lines += [(labels.metric_label(name), number(name, candidate.scores[name]), "")
               for name in SHOWN if not math.isnan(candidate.scores.get(name, math.nan))]
     if not math.isnan(candidate.logprob):
-        lines.append(("log p of the caption", f"{candidate.logprob:.1f}".replace("-", "−"), ""))
+        lines.append(("log p", f"{candidate.logprob:.1f}".replace("-", "−"), ""))
     rows = "".join(f"<dt{kind}>{escape(name)}</dt><dd{kind}>{value}</dd>" for name, value, kind in lines)
     return f'<dl class="cx-scores">{rows}</dl>'
 
@@ -198,41 +126,105 @@ def cards(candidates: Sequence[Candidate], looked_at: int | None = None) -> str:
     return f'<ol class="cx cx-cards" aria-label="candidates, most similar first">{entries}</ol>'
 
 
-def side_by_side(sides: Mapping[str, Sequence[Candidate]], captions: Mapping[str, str]) -> str:
-    """The candidates of several games, one block each, with what differs in the title."""
-    blocks = "".join(f"<h3>{escape(name)}: {escape(captions[name])}</h3>{cards(found)}"
-                     for name, found in sides.items())
-    return f'<div class="cx">{blocks}</div>'
+def origin_card(game: Game) -> str:
+    """The source as a card, to stand beside what was made of it."""
+    shown, text = game.source_picture(), game.source_text
+    given = "" if shown is None else picture(shown, "the source picture")
+    hint = "<b>" + escape(text) + "</b>" if text else escape("; ".join(game.source.references[:1]))
+    whose = "" if shown is None or not text else note("Its own picture, which the game has not seen.")
+    return (f'<div class="cx-card cx-origin">{given or "<br>"}<span class="cx-badge">source</span>'
+            f'<p class="cx-words">{hint}</p>{whose}</div>')
+
+
+def round_trip(game: Game, candidates: Sequence[Candidate], missing: str = "") -> str:
+    """The source beside its candidates, what the selection rests on, and what is missing."""
+    return (f'<div class="cx">{lead(candidates)}<div class="cx-round">{origin_card(game)}'
+            f"{cards(candidates)}</div>{note(missing)}</div>")
+
+
+def lead(candidates: Sequence[Candidate]) -> str:
+    """By how much the selected candidate leads, once all are compared; "" before."""
+    order = [c.similarity for c in ranked(candidates) if not c.flagged]
+    if len(order) < 2 or any(math.isnan(value) for value in order):
+        return ""
+    close = sum(order[0] - value < NEAR for value in order[1:])
+    words = f"The selected candidate leads by {order[0] - order[1]:.3f}."
+    if close:
+        others = "another one is" if close == 1 else f"{close} others are"
+        words = f"{others} as similar, to three decimals: luck decides between them.".capitalize()
+    return note(f"{words} Similarity of the best {number('', order[0])}, of all on average "
+                f"{number('', sum(order) / len(order))}.")
+
+
+def duel(mine: Candidate, theirs: Sequence[Candidate]) -> str:
+    """Whether a caption by hand beats the captioner: by similarity, and by what annotators wrote."""
+    best = selected(theirs)
+    if best is None or math.isnan(mine.similarity):
+        return ""
+    ahead = mine.similarity - best.similarity
+    words = "draws level with" if abs(ahead) < NEAR else "beats" if ahead > 0 else "does not beat"
+    said = (f"<b>Your caption {words} the captioner</b>: similarity {number('', mine.similarity)}, its "
+            f"best candidate has {number('', best.similarity)}.")
+    better = sum(one.similarity > mine.similarity + NEAR for one in theirs)
+    if better:
+        said += f" {better} of its {len(theirs)} candidates {'comes' if better == 1 else 'come'} closer."
+    known = [one.scores.get("cider", math.nan) for one in (mine, best)]
+    if not any(math.isnan(value) for value in known):
+        said += (f" Against what annotators wrote, CIDEr is {number('cider', known[0])} for yours and "
+                 f"{number('cider', known[1])} for the selected one.")
+    return f'<p class="cx cx-verdict" role="status">{said}</p>'
+
+
+def side_by_side(
+    game: Game, sides: Mapping[str, Sequence[Candidate]], captions: Mapping[str, str]
+) -> str:
+    """The candidates of several games on one source, a column each, with what differs in the title."""
+    columns = "".join(
+        f"<section><h3>{escape(name)}</h3>{note(captions[name])}{_means(found)}{cards(found)}</section>"
+        for name, found in sides.items())
+    return f'<div class="cx">{source_card(game)}<div class="cx-sides">{columns}</div></div>'
+
+
+def _means(candidates: Sequence[Candidate]) -> str:
+    """A side of a comparison in one line."""
+    known = [c for c in candidates if not math.isnan(c.similarity)]
+    if not known:
+        return ""
+    mean = sum(c.similarity for c in known) / len(known)
+    said = [f"best similarity {number('', known[0].similarity)}", f"mean {number('', mean)}",
+            f"different captions: {len({c.text for c in known})}"]
+    cider = known[0].scores.get("cider", math.nan)
+    said += [] if math.isnan(cider) else [f"CIDEr of the selected {number('cider', cider)}"]
+    return f"<p>{escape(', '.join(said))}</p>"
 
 
 # --- drift -------------------------------------------------------------------------------------
 
 
 def legs(game: Game, found: Sequence[Leg]) -> str:
-    """The rounds of keeping on playing: a card a round and a curve of how meaning drifts."""
+    """The rounds of keeping on playing: the source, a card a round, a curve of how meaning drifts."""
     entries = "".join(_leg(leg) for leg in found)
-    start = source_card(game)
     curve = drift_curve(found) if len(found) > 1 else ""
-    return (f'<div class="cx">{start}{curve}'
-            f'<ol class="cx-cards" aria-label="rounds in order">{entries}</ol></div>')
+    return (f'<div class="cx"><div class="cx-round">{origin_card(game)}'
+            f'<ol class="cx-cards" aria-label="rounds in order">{entries}</ol></div>{curve}</div>')
 
 
 def _leg(leg: Leg) -> str:
-    lines = [("to the first source", number("", leg.to_first)), ("to the last one", number("", leg.to_last))]
+    lines = [("to the source", number("", leg.to_first)), ("to the last", number("", leg.to_last))]
     if not math.isnan(leg.sem_f):
         lines.append(("Semantic F1", number("", leg.sem_f)))
     rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in lines)
     return (f'<li class="cx-card">{picture(leg.winner.picture, f"round {leg.number}: {leg.winner.text}")}'
-            f'<span class="cx-badge">round {leg.number}</span>'
+            f'<span class="cx-badge cx-round-number">round {leg.number}</span>'
             f'<p class="cx-words">{escape(leg.winner.text or "")}</p><dl class="cx-scores">{rows}</dl></li>')
 
 
 def drift_curve(found: Sequence[Leg]) -> str:
-    """Similarity to the first source by round, and Semantic F1 where it is known, as inline SVG."""
-    width, height, left, bottom = 520, 190, 44, 34
-    curves = [("similarity to the first source", "", [leg.to_first for leg in found])]
+    """Similarity to the source by round, and Semantic F1 where it is known, as inline SVG."""
+    width, height, left, bottom = 520, 200, 44, 44
+    curves = [("similarity to the source", "", [leg.to_first for leg in found])]
     if not any(math.isnan(leg.sem_f) for leg in found):
-        curves.append(("semantic F1 against the first scene", "second", [leg.sem_f for leg in found]))
+        curves.append(("semantic F1 against its scene", "second", [leg.sem_f for leg in found]))
     values = [v for _, _, curve in curves for v in curve]
     low, high = min(0.0, *values), max(1.0, *values)
     step = (width - left - 20) / (len(found) - 1)
@@ -248,13 +240,15 @@ def drift_curve(found: Sequence[Leg]) -> str:
         second = f" cx-{kind}" if kind else ""
         label = "cx-label-second" if kind else "cx-first"
         parts.append(f'<polyline class="cx-line{second}" points="{path}"/>')
-        parts.append(f'<text class="cx-tick {label}" x="{left + 8 + 220 * place}" '
-                     f'y="{height - bottom - 8}">{name}</text>')
-    parts += [f'<text class="cx-tick" x="{left + i * step:.1f}" y="{height - 14}" '
+        parts.append(f'<text class="cx-tick {label}" x="{left + 8}" '
+                     f'y="{height - bottom - 8 - 18 * (1 - place)}">{name}</text>')
+    parts += [f'<text class="cx-tick" x="{left + i * step:.1f}" y="{height - 26}" '
               f'text-anchor="middle">{leg.number}</text>' for i, leg in enumerate(found)]
+    parts.append(f'<text class="cx-name" x="{(left + width - 20) / 2}" y="{height - 6}" '
+                 'text-anchor="middle">round</text>')
     said = ", ".join(f"round {leg.number}: {leg.to_first:.2f}" for leg in found)
     return (f'<svg class="cx-scatter" viewBox="0 0 {width} {height}" role="img" '
-            f'aria-label="Similarity to the first source by round. {said}">{"".join(parts)}</svg>')
+            f'aria-label="Similarity to the source by round. {said}">{"".join(parts)}</svg>')
 
 
 # --- finished runs -----------------------------------------------------------------------------
@@ -266,19 +260,26 @@ def source_table(found: pd.DataFrame, score: str, limit: int = 12) -> str:
             "disagreement")
     lines = [_table_line(line, score) for line in found.head(limit).itertuples()]
     rest = f"{len(found)} sources" + (f", the first {limit} are listed" if len(found) > limit else "")
-    return (f'<div class="cx cx-scroll">{table(head, lines)}</div>' + note(rest))
+    rest += ". Disagreement: percentile of the similarity minus percentile of the score."
+    return f'<div class="cx cx-scroll">{table(head, lines, 4)}</div>' + note(rest)
 
 
 def _table_line(line: object, score: str) -> tuple[str, ...]:
     words = line.message if line.task == "image" else line.reconstruction
-    domain = line.domain if isinstance(line.domain, str) else ""
-    return (line.item, domain, words, number("", line.similarity),
-            number("", line.similarity_judge), number(score, line.score), f"{line.disagreement:+.2f}")
+    domain = labels.DOMAINS.get(line.domain, line.domain) if isinstance(line.domain, str) else ""
+    return (line.item, domain, words, number("", line.similarity), number("", line.similarity_judge),
+            number(score, line.score), f"{line.disagreement:+.2f}".replace("-", "−"))
 
 
-def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A plain table; every cell is escaped."""
-    top = "".join(f'<th scope="col">{escape(str(cell))}</th>' for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in line) + "</tr>"
-                   for line in lines)
+def table(head: Iterable[str], lines: Iterable[Iterable[str]], numbers: int = 0) -> str:
+    """A plain table; every cell is escaped, the last ``numbers`` columns are flush right."""
+    names = list(map(str, head))
+
+    def row(cells: Iterable[str], tag: str, scope: str = "") -> str:
+        kinds = ["" if place < len(names) - numbers else ' class="cx-number"' for place in range(len(names))]
+        return "".join(f"<{tag}{scope}{kind}>{escape(str(cell))}</{tag}>"
+                       for kind, cell in zip(kinds, cells, strict=True))
+
+    body = "".join(f"<tr>{row(line, 'td')}</tr>" for line in lines)
+    top = row(names, "th", ' scope="col"')
     return f'<table class="cx-table"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'

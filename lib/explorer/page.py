@@ -8,7 +8,7 @@ from lib.errors import UserError
 from lib.explorer import html
 from lib.explorer.browser import RunsTab
 from lib.explorer.panels import MOST_CANDIDATES, Runner, SettingsPanel, SourcePanel, panel
-from lib.explorer.tabs import BeatTab, CompareTab, DriftTab, PlayTab
+from lib.explorer.tabs import BeatTab, CompareTab, DriftTab, PlayTab, WalkTab
 from lib.presets import MINI, get_preset
 
 
@@ -28,7 +28,10 @@ class Page:
         self.settings = SettingsPanel(chosen, name, count, seed)
         self.settings.seed.observe(self._reseed, "value")
         other = SettingsPanel(chosen, name, count, seed)
+        for control in ("count", "seed"):  # what is compared shall differ in what one has changed
+            widgets.dlink((getattr(self.settings, control), "value"), (getattr(other, control), "value"))
         self.play = PlayTab(self.source, self.settings, self.runner)
+        self.walk = WalkTab(self.source, self.settings, self.runner)
         self.beat = BeatTab(self.source, self.settings, self.runner)
         self.drift = DriftTab(self.source, self.settings, self.runner)
         self.compare = CompareTab(self.source, self.settings, other, self.runner)
@@ -45,28 +48,12 @@ class Page:
     def _arrange(self) -> widgets.Widget:
         """Source and settings side by side where there is room, then the tabs."""
         column = widgets.Layout(flex="1 1 340px", min_width="0", margin="0 24px 0 0")
-        left = widgets.VBox([widgets.HTML('<h3 class="cx">1 · Source</h3>'), self.source.widget],
+        left = widgets.VBox([widgets.HTML('<h3 class="cx">1 · Start from</h3>'), self.source.widget],
                             layout=column)
-        more = panel(self.settings.decoding_box, self.settings.model_box)
-        right = widgets.VBox([widgets.HTML('<h3 class="cx">2 · Settings</h3>'), self.settings.count,
-                              self.settings.seed, unfolding("Sampling, drawing and models", more)],
+        right = widgets.VBox([widgets.HTML('<h3 class="cx">2 · Settings</h3>'), self.settings.widget],
                              layout=column)
         top = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap"))
-        parts = [self.play, self.beat, self.drift, self.compare, self.runs]
+        parts = [self.play, self.walk, self.beat, self.drift, self.compare, self.runs]
         tabs = widgets.Tab([part.widget for part in parts], titles=[part.title for part in parts])
         head = widgets.HTML('<h3 class="cx">3 · Game</h3>')
         return panel(widgets.HTML(html.style()), top, head, self.runner.widget, tabs)
-
-
-def unfolding(title: str, box: widgets.Box) -> widgets.Widget:
-    """A box that a button shows and hides (ipywidgets' accordion does not take the keyboard)."""
-    box.layout.display = "none"
-    toggle = widgets.ToggleButton(description=f"▸ {title}", layout=widgets.Layout(
-        width="auto", align_self="flex-start"))
-
-    def turn(change: dict) -> None:
-        box.layout.display = None if change["new"] else "none"
-        toggle.description = f"{'▾' if change['new'] else '▸'} {title}"
-
-    toggle.observe(turn, "value")
-    return panel(toggle, box)

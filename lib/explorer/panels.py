@@ -24,11 +24,11 @@ from lib.seeds import stable_seed
 
 DIRECTIONS = {"picture → caption → picture": "image", "text → picture → text": "text"}
 KINDS = ("a dataset", "my picture", "my text")
-STRATEGIES = {"the preset's own": None, "nucleus": "nucleus", "beam search": "beam",
+STRATEGIES = {"the preset's own": "", "nucleus": "nucleus", "beam search": "beam",
               "greedy": "greedy", "top-k": "top_k"}
 MOST_CANDIDATES = 50
 WIDE = widgets.Layout(width="100%", max_width="30rem")
-LONG = {"description_width": "9.5rem"}
+LONG = {"description_width": "8.5rem"}
 
 
 def control(kind: type[widgets.Widget], label: str, **settings: Any) -> Any:
@@ -39,8 +39,8 @@ def control(kind: type[widgets.Widget], label: str, **settings: Any) -> Any:
 
 def button(label: str, hint: str, kind: str = "") -> widgets.Button:
     """A button that is as wide as its words."""
-    return widgets.Button(description=label, tooltip=hint, button_style=kind,
-                          layout=widgets.Layout(width="auto", margin="4px 8px 4px 0", align_self="flex-start"))
+    room = widgets.Layout(width="auto", margin="4px 8px 4px 0", align_self="flex-start")
+    return widgets.Button(description=label, tooltip=hint, button_style=kind, layout=room)
 
 
 def panel(*children: widgets.Widget) -> widgets.VBox:
@@ -48,6 +48,27 @@ def panel(*children: widgets.Widget) -> widgets.VBox:
     box = widgets.VBox(children, layout=widgets.Layout(width="100%"))
     box.add_class("cx-panel")
     return box
+
+
+def columns(*children: widgets.Widget) -> widgets.GridBox:
+    """Controls in as many columns as the page has room for."""
+    return widgets.GridBox(children, layout=widgets.Layout(
+        width="100%", grid_gap="0 28px",
+        grid_template_columns="repeat(auto-fill, minmax(min(100%, 330px), 1fr))"))
+
+
+def unfolding(title: str, box: widgets.Box) -> widgets.Widget:
+    """A box that a button shows and hides (ipywidgets' accordion does not take the keyboard)."""
+    shown, box.layout.display = box.layout.display, "none"
+    toggle = widgets.ToggleButton(description=f"▸ {title}", layout=widgets.Layout(
+        width="auto", align_self="flex-start"))
+
+    def turn(change: dict) -> None:
+        box.layout.display = shown if change["new"] else "none"
+        toggle.description = f"{'▾' if change['new'] else '▸'} {title}"
+
+    toggle.observe(turn, "value")
+    return panel(toggle, box)
 
 
 # --- work in the background --------------------------------------------------------------------
@@ -157,14 +178,15 @@ class SourcePanel:
     def __init__(self, datasets: Sequence[str], runner: Runner, n_sources: int = 0,
                  seed: int = 0) -> None:
         self.runner, self.n_sources, self.seed = runner, n_sources, seed
-        self.kind = control(widgets.ToggleButtons, "Start from", options=KINDS)
-        self.kind.style = {"button_width": "auto", "description_width": "9.5rem"}
+        self.kind = control(widgets.ToggleButtons, "Start from", options=KINDS, tooltips=[
+            f"start from {kind}" for kind in KINDS])
+        self.kind.style = {"button_width": "auto"}
         self.direction = control(widgets.Dropdown, "Direction", options=DIRECTIONS)
         names = list(dict.fromkeys([*datasets, *LAYOUTS]))
         self.dataset = control(widgets.Dropdown, "Dataset",
                                options=[(labels.dataset_label(name), name) for name in names])
         self.item = control(widgets.Dropdown, "Source", options=[])
-        self.another = button("Another one", "choose a source by lot")
+        self.another = button("Draw a source by lot", "choose another source of the dataset")
         self.file = widgets.FileUpload(accept="image/*", description="Choose a picture", icon="",
                                        layout=widgets.Layout(width="auto", align_self="flex-start"))
         self.captions = control(widgets.Textarea, "What do you see?", rows=2,
@@ -252,14 +274,18 @@ def _title(item: Item) -> str:
 
 
 class SettingsPanel:
-    """Which models play and how they decode."""
+    """Which models play and how they decode; a preset first, its parts where they are unfolded."""
 
     def __init__(self, preset: Preset, name: str, n_candidates: int, seed: int) -> None:
         names = list(dict.fromkeys([name, *PRESETS]))
-        self.parts = {part: control(widgets.Combobox, label, options=names, value=name,
-                                    placeholder="a preset's name or a .toml file")
-                      for part, label in (("captioner", "Captioner of"), ("generator", "Generator of"),
-                                          ("encoder", "Encoder of"))}
+
+        def named(label: str) -> widgets.Combobox:
+            return control(widgets.Combobox, label, options=names, value=name,
+                           placeholder="a preset's name or a .toml file")
+
+        self.base = named("Preset")
+        self.parts = {"captioner": named("Captioner of"), "generator": named("Generator of"),
+                      "encoder": named("Encoder of")}
         self.ranked_by = control(widgets.Dropdown, "Ranked by", options={
             "the preset's encoder": "encoder", "its judge (second encoder)": "judge"})
         self.strategy = control(widgets.Dropdown, "Sampling", options=STRATEGIES)
@@ -274,22 +300,35 @@ class SettingsPanel:
         self.count = control(widgets.BoundedIntText, "Candidates", min=1, max=MOST_CANDIDATES,
                              value=n_candidates)
         self.seed = control(widgets.BoundedIntText, "Seed", min=0, max=2**31 - 1, value=seed)
-        self.parts["generator"].observe(lambda _: self._follow(), "value")
-        self.model_box = panel(*self.parts.values(), self.ranked_by)
-        self.decoding_box = panel(self.strategy, self.p, self.beams, self.steps, self.guidance)
-        self.widget = panel(self.count, self.seed, self.decoding_box, self.model_box)
+        self.base.observe(self._follow_preset, "value")
+        self.parts["captioner"].observe(self._follow_captioner, "value")
+        self.parts["generator"].observe(self._follow_generator, "value")
+        self.widget = panel(
+            columns(self.base, self.count, self.strategy, self.p, self.beams, self.steps, self.guidance,
+                    self.seed),
+            unfolding("Models one by one", columns(*self.parts.values(), self.ranked_by)))
 
-    def _follow(self) -> None:
+    def _follow_preset(self, change: dict) -> None:
+        for part in self.parts.values():
+            part.value = change["new"]
+
+    def _follow_captioner(self, change: dict) -> None:
+        """p and beams of a newly chosen captioner are its preset's own."""
+        if change["new"] in PRESETS:
+            own = PRESETS[change["new"]].captioner.sender
+            self.p.value, self.beams.value = own.p, own.beams
+
+    def _follow_generator(self, change: dict) -> None:
         """Steps and guidance of a newly chosen generator are its preset's own."""
-        if self.parts["generator"].value in PRESETS:
-            own = PRESETS[self.parts["generator"].value].generator
+        if change["new"] in PRESETS:
+            own = PRESETS[change["new"]].generator
             self.steps.value, self.guidance.value = own.steps, own.guidance
 
     def preset(self) -> Preset:
         """The preset that the controls describe; UserError for a name that is none."""
         mixed = mix(*(self.parts[part].value.strip() for part in ("captioner", "generator", "encoder")),
                     self.ranked_by.value)
-        return tune(mixed, self.strategy.value, self.p.value, self.beams.value, self.steps.value,
+        return tune(mixed, self.strategy.value or None, self.p.value, self.beams.value, self.steps.value,
                     self.guidance.value)
 
     def game(self, source: SourcePanel) -> Game:

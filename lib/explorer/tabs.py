@@ -6,9 +6,20 @@ from collections.abc import Callable, Mapping
 
 import ipywidgets as widgets
 
-from lib.explorer import html
+from lib.errors import UserError
+from lib.explorer import html, walk
 from lib.explorer.panels import Runner, SettingsPanel, SourcePanel, button, control, load, panel
-from lib.explorer.play import Candidate, Game, compare, drift, play_one, ranked, selected, try_caption
+from lib.explorer.play import (
+    Candidate,
+    Game,
+    compare,
+    drift,
+    embeddings,
+    play_one,
+    ranked,
+    selected,
+    try_caption,
+)
 from lib.explorer.scoring import score
 from lib.players import Models
 
@@ -41,18 +52,15 @@ class PlayTab:
         self.candidates = {}
         self.shown.value = ""
         models = load(game, self.runner)
-        try:
-            play_into(self.candidates, game, models, self.runner, self.show)
-        finally:
-            self.show()
+
+        def show(missing: str = "") -> None:
+            self.shown.value = html.round_trip(game, list(self.candidates.values()), missing)
+
+        play_into(self.candidates, game, models, self.runner, show)
         self.runner.tell("Scoring …")
         scored, missing = score(game, list(self.candidates.values()), models, lend(game, self.source))
         self.candidates.update({candidate.index: candidate for candidate in scored})
-        self.show(missing)
-
-    def show(self, missing: str = "") -> None:
-        """Draw the candidates as they are now."""
-        self.shown.value = html.cards(list(self.candidates.values())) + html.note(missing)
+        show(missing)
 
 
 def play_into(
@@ -66,6 +74,37 @@ def play_into(
         done = sum(one.complete for one in found.values())
         runner.tell(f"{done} of {game.n_candidates} candidates", done / game.n_candidates)
         show()
+
+
+class WalkTab:
+    """The same game, slowly: every quantity of the paper's Figures 1 and 2."""
+
+    title = "Step by step"
+
+    def __init__(self, source: SourcePanel, settings: SettingsPanel, runner: Runner) -> None:
+        self.source, self.settings, self.runner = source, settings, runner
+        self.start = runner.starter("Walk through it", "play once and print every quantity", self.play)
+        self.shown = widgets.HTML()
+        hint = widgets.HTML(html.note(
+            "How the game works, on the source that you have chosen, with every number on the way. "
+            "Change the direction above to see the other half."))
+        self.widget = panel(hint, self.start, self.shown)
+
+    def play(self) -> None:
+        """The work behind the button."""
+        game, found = self.settings.game(self.source), {}
+        self.shown.value = ""
+        models = load(game, self.runner)
+        play_into(found, game, models, self.runner, lambda: None)
+        complete = [c for c in found.values() if c.complete and not c.flagged]
+        best = selected(complete)
+        if best is None:
+            raise UserError("every picture was withheld by the safety checker: choose another source")
+        scored, missing = score(game, complete, models, lend(game, self.source))
+        self.shown.value = "".join((
+            walk.flow(game, best), walk.sent(game, list(found.values())), walk.received(game, complete),
+            walk.compared(game, complete, *embeddings(game, complete, models)),
+            walk.chosen(game, scored), html.note(missing)))
 
 
 class BeatTab:
@@ -100,36 +139,30 @@ class BeatTab:
         """The captioner plays once for each source and settings; then your caption is drawn."""
         game = self.settings.game(self.source)
         models = load(game, self.runner)
+        words = lend(game, self.source)
         if self.key != game:
             self.key, self.theirs, self.tries = None, {}, []
-            play_into(self.theirs, game, models, self.runner, self.show)
+            play_into(self.theirs, game, models, self.runner, lambda: self.show(game))
+            scored, _ = score(game, list(self.theirs.values()), models, words)
+            self.theirs = {candidate.index: candidate for candidate in scored}
             self.key = game
         if self.text.value.strip():
             self.runner.tell("Drawing your caption …")
             mine = try_caption(game, self.text.value, models)
-            self.tries.append(mine)
-            scored, _ = score(game, [mine], models, lend(game, self.source))
-            self.tries[-1] = scored[0]
+            scored, _ = score(game, [mine], models, words)
+            self.tries.append(scored[0])
         elif not self.tries:
             self.copy_best()
-        self.show()
+        self.show(game)
 
-    def show(self) -> None:
+    def show(self, game: Game) -> None:
         """Your tries, the verdict on the last one, the captioner's candidates."""
         theirs = list(self.theirs.values())
-        best = selected(theirs)
         mine = "".join(html.card(one, False) for one in reversed(self.tries))
         board = f'<ol class="cx cx-cards" aria-label="your captions, the last one first">{mine}</ol>'
-        verdict = ""
-        if self.tries and best is not None:
-            rank = 1 + sum(one.similarity > self.tries[-1].similarity for one in theirs)
-            word = "beats" if rank == 1 else "does not beat"
-            verdict = (f'<p class="cx" role="status"><b>Your caption {word} the captioner</b>: similarity '
-                       f"{html.number('', self.tries[-1].similarity)}, its best candidate has "
-                       f"{html.number('', best.similarity)}. Among its {len(theirs)} candidates yours "
-                       f"would be number {rank}.</p>")
+        verdict = html.duel(self.tries[-1], theirs) if self.tries else ""
         self.shown.value = (verdict + board * bool(mine) + '<h3 class="cx">The captioner\'s candidates</h3>'
-                            + html.cards(theirs))
+                            + html.round_trip(game, theirs))
 
 
 class DriftTab:
@@ -150,7 +183,7 @@ class DriftTab:
     def play(self) -> None:
         """The work behind the button."""
         game = self.settings.game(self.source)
-        self.shown.value = html.source_card(game)
+        self.shown.value = html.legs(game, [])
         models, found = load(game, self.runner), []
         for leg in drift(game, self.rounds.value, models, self.runner.stopped):
             found.append(leg)
@@ -171,8 +204,9 @@ class CompareTab:
         self.start = runner.starter("Compare", "play both settings", self.play)
         self.shown = widgets.HTML()
         hint = widgets.HTML(html.note(
-            "A is the settings panel above. B is set here: another captioner, generator or encoder, "
-            "or the same ones with other sampling."))
+            "A is the settings panel above. B is set here: another preset, captioner, generator or "
+            "encoder, or the same ones with other sampling. Similarities by different encoders have "
+            "different scales."))
         self.widget = panel(hint, other.widget, self.start, self.shown)
 
     def play(self) -> None:
@@ -186,13 +220,14 @@ class CompareTab:
             found[name][candidate.index] = candidate
             done = sum(one.complete for side in found.values() for one in side.values())
             self.runner.tell(f"{done} of {total} candidates", done / total)
-            self.show(found, titles)
+            self.show(games["A"], found, titles)
         for name, game in games.items():
             scored, _ = score(game, list(found[name].values()), lend=lend(game, self.source))
             found[name] = {candidate.index: candidate for candidate in scored}
-        self.show(found, titles)
+        self.show(games["A"], found, titles)
 
-    def show(self, found: Mapping[str, Mapping[int, Candidate]], titles: Mapping[str, str]) -> None:
+    def show(self, game: Game, found: Mapping[str, Mapping[int, Candidate]],
+             titles: Mapping[str, str]) -> None:
         """Both sides as they are now."""
         sides = {name: ranked(list(side.values())) for name, side in found.items()}
-        self.shown.value = html.side_by_side(sides, titles)
+        self.shown.value = html.side_by_side(game, sides, titles)
