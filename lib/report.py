@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -51,6 +53,15 @@ class Section:
 
 SECTIONS = (
     Section(
+        "figure5",
+        "What does it look like?",
+        "Rows chosen by rule, the most telling ones: where selection gains most, and where it misleads. "
+        "Left the source, right four candidates in order of similarity; the green frame is what the game "
+        "selects. Press a picture to enlarge it.",
+        ("figure5",),
+        "06_figure5_qualitative",
+    ),
+    Section(
         "figure3",
         "Is the better reconstruction the better message?",
         "Candidates of one source, ranked by how well the source comes back. If the claim holds, "
@@ -73,13 +84,6 @@ SECTIONS = (
         "Means of sources: easy ones against hard ones. This trend is no evidence for selection.",
         ("figure4",),
         "04_figure4_reconstruction_correlation",
-    ),
-    Section(
-        "figure5",
-        "What does it look like?",
-        "Rows chosen by rule. The green frame is what the game selects.",
-        ("figure5",),
-        "06_figure5_qualitative",
     ),
     Section(
         "figure6",
@@ -110,46 +114,81 @@ def _read(path: Path) -> Any:
 
 def _data_uri(folder: Path, name: str) -> str:
     """The figure as a data URI: the vector file unless it is large."""
-    path, kind = folder / f"{name}.svg", "image/svg+xml"
-    if not path.is_file() or path.stat().st_size > VECTOR_LIMIT:
-        path, kind = folder / f"{name}.png", "image/png"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    path = folder / f"{name}.svg"
+    if path.is_file() and path.stat().st_size <= VECTOR_LIMIT:
+        # As text: base64 would be a quarter larger. What is kept has no meaning in an address.
+        return "data:image/svg+xml," + quote(path.read_text(encoding="utf-8"), safe=" <>=/:;,.()!?-_'")
+    png = (folder / f"{name}.png").read_bytes()
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def _figure(folder: Path, name: str) -> dict[str, Any]:
     sidecar = _read(folder / f"{name}.json")
     files = [f"{name}.{kind}" for kind in ("svg", "pdf", "png", "json")]
+    parts = folder / f"{name}.strips.json"
+    strips = _read(parts) if parts.is_file() else []
     return {
         "name": name,
         "title": sidecar["title"],
         "alt": sidecar["alt"],
-        "uri": _data_uri(folder, name),
+        "strips": strips,
+        "uri": "" if strips else _data_uri(folder, name),
         "files": [file for file in files if (folder / file).is_file()],
     }
 
 
 def _verdicts(folder: Path, name: str) -> list[dict[str, Any]]:
+    """A section's verdicts by claim, the intervals of one claim on one scale around zero."""
     path = folder / f"{name}.verdict.json"
-    return [_shown(record) for record in _read(path)] if path.is_file() else []
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in _read(path) if path.is_file() else []:
+        groups.setdefault((record["claim"], record["statistic"]), []).append(record)
+    shown = []
+    for (claim, statistic), records in groups.items():
+        known = [record["interval"] for record in records if None not in record["interval"]]
+        scale = Scale.around(known)
+        lines = [_shown(record, scale) for record in records]
+        shown.append({"claim": claim, "statistic": statistic, "lines": lines})
+    return shown
 
 
-def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Scale:
+    """How the intervals of one claim are drawn and printed, so that they can be compared.
+
+    reach: half the width of the plot, which has zero in its middle; digits: decimals that give the
+    widest interval three figures.
+    """
+
+    reach: float
+    digits: int
+
+    @classmethod
+    def around(cls, intervals: Sequence[Sequence[float]]) -> Scale:
+        """The scale of these intervals; any one will do where there are none."""
+        reach = 1.15 * max([abs(end) for pair in intervals for end in pair], default=1.0) or 1.0
+        width = max([high - low for low, high in intervals], default=1.0) or 1.0
+        return cls(reach, min(4, max(0, 2 - math.floor(math.log10(width)))))
+
+    def place(self, value: float) -> float:
+        """Percent of the plot's width."""
+        return round(50 + 50 * value / self.reach, 2)
+
+    def words(self, value: float) -> str:
+        """A number as it is printed."""
+        return f"{value:.{self.digits}f}".replace("-", "−")
+
+
+def _shown(record: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
     """A verdict with the words and the small interval plot of the page."""
-    low, high = record["interval"]
-    known = None not in (low, high, record["value"])
-    reach = 1.15 * max(abs(low), abs(high), 1e-9) if known else 1.0
-    percent = {
-        part: round(50 + 50 * value / reach, 2)
-        for part, value in zip(("low", "high", "value"), (low, high, record["value"]), strict=True)
-        if known
-    }
-    numbers = ""
-    if known:
-        unit = record["unit"]
-        numbers = f"{record['value']:.3g}{unit} [{low:.3g}, {high:.3g}]".replace("-", "−")
+    ends, plot, numbers = (*record["interval"], record["value"]), {}, ""
+    if None not in ends:
+        plot = dict(zip(("low", "high", "value"), map(scale.place, ends), strict=True))
+        low, high, value = map(scale.words, ends)
+        numbers = f"{value}{record['unit']} [{low}, {high}]"
     where = f"{labels.TASKS[record['task']]}, {labels.short_label(record['dataset'])}"
     word = FINDINGS[record["finding"]]
-    return {**record, "plot": percent, "numbers": numbers, "where": where, "word": word}
+    return {**record, "plot": plot, "numbers": numbers, "where": where, "word": word}
 
 
 def _tables(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
@@ -280,14 +319,16 @@ def build_report(preset: Preset | str) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    tally = [v["finding"] for shown in sections for v in shown["verdicts"]]
+    tally = [line["finding"] for shown in sections for v in shown["verdicts"] for line in v["lines"]]
     page = environment.get_template(TEMPLATE).render(
         preset=preset,
+        selected=figures.SELECTED,
         datasets=[labels.dataset_label(name) for name in preset.datasets],
         sections=sections,
         tally={word: tally.count(key) for key, word in FINDINGS.items()},
         total=len(tally),
         provenance=_provenance(folder, names),
+        notebooks=sorted(path.stem for path in (folder / "notebooks").glob("*.html")),
     )
     target = folder / "index.html"
     partial = target.with_name(".index.html.partial")
