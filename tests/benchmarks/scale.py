@@ -129,6 +129,20 @@ def peak_memory() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+class Clock:
+    """Seconds by the clock and of this process's processors, for a block."""
+
+    wall = cpu = 0.0
+
+    def __enter__(self) -> Clock:
+        self.wall, self.cpu = -time.perf_counter(), -time.process_time()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self.wall += time.perf_counter()
+        self.cpu += time.process_time()
+
+
 def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
     """What ``work`` returns, called in a process of its own, so that its memory is its own."""
     receiver, sender = SPAWN.Pipe(duplex=False)
@@ -159,8 +173,8 @@ def mega(count: float) -> str:
 # --- memory and time -----------------------------------------------------------------------------
 
 
-def play_and_weigh(folder: Path, n: int, captions: bool) -> dict[str, float]:
-    """Play and score n sources; seconds, peak memory before and after scoring, bytes of pictures."""
+def play_and_weigh(folder: Path, n: int, captions: bool) -> dict[str, Any]:
+    """Play and score n sources; times, peak memory before and after scoring, bytes of pictures."""
     dataset = load_dataset(f"folder:{folder}", n)
     if captions:
         dataset = with_captions(dataset)
@@ -168,26 +182,29 @@ def play_and_weigh(folder: Path, n: int, captions: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="scale-") as root:
         plan = roundtrip.plan_run(preset, dataset, "image", n, CANDIDATES, 0, Path(root))
         roundtrip.begin(plan)
-        began = time.perf_counter()
-        roundtrip.play_pending(plan, roundtrip.pending(plan), players(), progress=False)
-        played, held = time.perf_counter() - began, peak_memory()
-        roundtrip.finish(plan)
-        return {"played": played, "scored": time.perf_counter() - began - played, "held": held,
-                "peak": peak_memory(), "rows": plan.run.info()["counts"]["rows"],
+        play, score = Clock(), Clock()
+        with play:
+            roundtrip.play_pending(plan, roundtrip.pending(plan), players(), progress=False)
+        held = peak_memory()
+        with score:
+            roundtrip.finish(plan)
+        return {"play": play, "score": score, "held": held, "peak": peak_memory(),
+                "rows": plan.run.info()["counts"]["rows"],
                 "bytes": size_of(plan.run.path.glob("images/*/*.png"))}
 
 
 def memory(sizes: Sequence[int], captions: bool) -> None:
     """Print peak memory and time for each number of sources."""
-    print("| sources | rows | playing: s | s a source | peak MiB | scoring: s | peak MiB | pictures |",
-          "|---" * 8 + "|", sep="\n", flush=True)
+    print("| sources | rows | playing: s | CPU ms a source | peak MiB | scoring: s | CPU ms a source "
+          "| peak MiB | pictures |", "|---" * 9 + "|", sep="\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="scale-") as place:
         folder = picture_folder(Path(place) / "pictures", max(sizes))
         for n in sizes:
             found = in_child(play_and_weigh, folder, n, captions)
-            print(f"| {n:,} | {found['rows']:,} | {found['played']:.1f} | {found['played'] / n:.3f} "
-                  f"| {found['held']:.0f} | {found['scored']:.1f} | {found['peak']:.0f} "
-                  f"| {mega(found['bytes'])} |", flush=True)
+            play, score = found["play"], found["score"]
+            print(f"| {n:,} | {found['rows']:,} | {play.wall:.1f} | {play.cpu / n * 1000:.1f} "
+                  f"| {found['held']:.0f} | {score.wall:.1f} | {score.cpu / n * 1000:.1f} "
+                  f"| {found['peak']:.0f} | {mega(found['bytes'])} |", flush=True)
 
 
 # --- a million -----------------------------------------------------------------------------------
@@ -201,13 +218,12 @@ class Ledger:
 
     @contextmanager
     def stage(self, name: str, counts: bool = True) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - began
+        with Clock() as clock:
+            yield
         if counts:
-            self.seconds[name] = seconds
-        share = f"{seconds / (self.sources * SECONDS_A_SOURCE):.4%}" if counts else "not counted"
-        print(f"| {name} | {seconds:.1f} | {share} |", flush=True)
+            self.seconds[name] = clock.wall
+        share = f"{clock.wall / (self.sources * SECONDS_A_SOURCE):.4%}" if counts else "not counted"
+        print(f"| {name} | {clock.wall:.1f} | {clock.cpu:.1f} | {share} |", flush=True)
 
 
 def played_shard(job: Job, rows: pa.Table, baselines: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -283,7 +299,7 @@ def writing(plan: Plan, ledger: Ledger, shards: int = 2) -> None:
         pictures = list(Path(place).glob("images/*/*.png"))
         each = size_of(iter(pictures)) / len(pictures)
     print(f"| writing shards with pictures, from {shards} shards, beside the game | "
-          f"{seconds * ledger.sources:.0f} | {seconds / SECONDS_A_SOURCE:.4%} |")
+          f"{seconds * ledger.sources:.0f} | | {seconds / SECONDS_A_SOURCE:.4%} |")
     files = ledger.sources * CANDIDATES
     print(f"\npictures, not written: {files:,} files of {each / 1000:.0f} kB, {mega(files * each)}")
 
@@ -293,7 +309,7 @@ def million(sources: int) -> None:
     ledger = Ledger(sources)
     whole = sources * SECONDS_A_SOURCE
     print(f"{sources:,} sources, {CANDIDATES} candidates each; assumed {SECONDS_A_SOURCE:.2f} s a source, "
-          f"{whole / 86400:.1f} days of one card\n\n| stage | s | share |\n|---|---|---|")
+          f"{whole / 86400:.1f} days of one card\n\n| stage | s | of processors | share |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="scale-") as place:
         with ledger.stage("a folder of pictures", counts=False):
             folder = picture_folder(Path(place) / "pictures", sources)
@@ -304,7 +320,7 @@ def million(sources: int) -> None:
                                       CANDIDATES, 0, Path(place) / "runs")
         rows = bookkeeping(plan, ledger)
         total = sum(ledger.seconds.values())
-        print(f"| **all bookkeeping** | **{total:.1f}** | **{total / whole:.4%}** |")
+        print(f"| **all bookkeeping** | **{total:.1f}** | | **{total / whole:.4%}** |")
         writing(plan, ledger)
         print(f"rows: {rows:,} in {len(plan.jobs):,} shards: "
               f"{mega(size_of(plan.run.path.glob('shards/*')))} of shards, "
