@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,10 +99,10 @@ _COUNTERS = ("seconds", "passes", "flop", "network_passes", "network_flop", "unc
 def derived(cost: Cost) -> dict[str, Any]:
     """What follows from the sums; None where it cannot be known.
 
-    ``hours_for_4500``: by the clock in all, and of one worker for captions and for pictures.
+    ``hours_for_4500``: of playing, by the clock; of one worker for captions and for pictures.
     """
     scale = PAPER_SOURCES / cost.sources / 3600 if cost.sources else None
-    hours = {"in all": cost.wall, "captions": cost.seconds["caption"],
+    hours = {"playing": cost.wall, "captions": cost.seconds["caption"],
              "pictures": cost.seconds["generate"]}
     tflop = sum(cost.flop.values()) / 1e12 if cost.flop and not cost.uncounted else None
     return {
@@ -122,7 +122,7 @@ def line(name: str, cost: Cost) -> str:
     parts = [f"{cost.sources:,} sources", f"{said:,} captions", f"{drawn:,} pictures"]
     parts.append("TFLOP not counted" if known["tflop"] is None else f"{known['tflop']:,.4g} TFLOP")
     if known["sources_per_hour"] is not None:
-        hours = known["hours_for_4500"]["in all"]
+        hours = known["hours_for_4500"]["playing"]
         parts.append(f"{known['sources_per_hour']:,.4g} sources an hour, so {hours:,.3g} h for "
                      f"{PAPER_SOURCES:,}")
     return f"cost of {name}: {', '.join(parts)}"
@@ -145,7 +145,7 @@ def table(costs: Mapping[str, Cost], whole: bool = False) -> pd.DataFrame:
 def _column(cost: Cost, whole: bool) -> dict[str, float | None]:
     """One run's lines."""
     known = derived(cost)
-    lines: dict[str, float | None] = {"sources played": cost.sources}
+    lines: dict[str, float | None] = {"sources played": cost.sources or None}
     lines |= {f"seconds: {label}": cost.seconds[stage] for stage, label in STAGES.items()
               if stage in cost.seconds}
     lines["seconds: playing, by the clock"] = cost.wall or None
@@ -170,8 +170,3 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     """The table's numbers as people read them, an en dash where there is none."""
     return table.map(lambda value: "–" if pd.isna(value) else f"{value:,.0f}" if value >= 1000
                      else f"{value:.4g}")
-
-
-def read(records: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Cost]:
-    """Costs by run from (name, content of ``cost.json``)."""
-    return {name: Cost.from_dict(record) for name, record in records}

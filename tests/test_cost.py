@@ -231,7 +231,7 @@ def test_workers_are_summed_on_one_clock(pictures, tmp_path):
     run = play(pictures, tmp_path, n=4, k=2, shard_size=1, models=stand_ins, workers=2)
     cost = run.cost()
     assert cost["sources"] == 4 and cost["wall"] > 0 and cost["sources_per_hour"] > 0
-    assert cost["hours_for_4500"]["in all"] == pytest.approx(cost["wall"] / 4 * 4500 / 3600, rel=0.01)
+    assert cost["hours_for_4500"]["playing"] == pytest.approx(cost["wall"] / 4 * 4500 / 3600, rel=0.01)
 
 
 # --- sums and what follows from them -----------------------------------------------------------
@@ -247,10 +247,10 @@ def spent() -> Cost:
 def test_derived_by_hand():
     known = derived(spent())
     assert known["tflop"] == 4.0 and known["sources_per_hour"] == 300.0
-    assert known["hours_for_4500"] == {"in all": 15.0, "captions": 2.25, "pictures": 11.25}
+    assert known["hours_for_4500"] == {"playing": 15.0, "captions": 2.25, "pictures": 11.25}
     assert known["tflop_for_4500"] == 1800.0
     nothing = derived(Cost())
-    assert nothing.pop("hours_for_4500") == dict.fromkeys(("in all", "captions", "pictures"))
+    assert nothing.pop("hours_for_4500") == dict.fromkeys(("playing", "captions", "pictures"))
     assert set(nothing.values()) == {None}
 
 
@@ -278,7 +278,7 @@ def test_table_sets_the_papers_hours_beside_ours():
     paper = shown["the paper, NVIDIA T4"].dropna()
     assert paper.to_dict() == {"hours for 4,500 sources: captions": 4.0,
                                "hours for 4,500 sources: pictures": 102.0}
-    assert shown.loc["hours for 4,500 sources: in all", "run"] == 15.0
+    assert shown.loc["hours for 4,500 sources: playing", "run"] == 15.0
     assert shown.loc["TFLOP: pictures", "run"] == 3.0
     assert "passes, generator: denoiser" in table({"run": spent()}, whole=True).index
     assert as_text(shown).loc["TFLOP: pictures", "the paper, NVIDIA T4"] == "–"
