@@ -118,10 +118,14 @@ def _s3(rest: str) -> Any:
     from fsspec.implementations.arrow import ArrowFSWrapper
     from pyarrow.fs import S3FileSystem, resolve_s3_region
 
-    known = {"AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & {*os.environ}
-    region = None if known else resolve_s3_region(rest.split("/")[0])
+    # The variables that other programs know; keys the driver finds by itself.
+    endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if not region and not endpoint.netloc:
+        region = resolve_s3_region(rest.split("/")[0])
     # Delayed: a small file is one request, not three.
-    return ArrowFSWrapper(S3FileSystem(region=region, allow_delayed_open=True))
+    return ArrowFSWrapper(S3FileSystem(region=region, endpoint_override=endpoint.netloc or None,
+                                       scheme=endpoint.scheme or None, allow_delayed_open=True))
 
 
 def _told(path: StorePath, error: Exception) -> str:
