@@ -255,13 +255,14 @@ def _cost(paths: Sequence[str]) -> dict[str, Any]:
 
 
 def _flagged(paths: Sequence[str], wanted: bool) -> str:
-    """What the safety checker did to the runs that are still on this disk."""
-    if not wanted:
-        return "off"
+    """What the safety checker, or a remote model that refused, did to the runs still on this disk."""
     counts = [Run(folder).info().get("counts", {}) for folder in _folders(paths)]
-    rows, left_out = (sum(c.get(key, 0) for c in counts) for key in ("flagged", "flagged_sources"))
-    return (f"on: {rows} of {sum(c.get('rows', 0) for c in counts)} rows flagged, {left_out} sources "
-            "with such a row left out of every comparison")
+    rows, flagged, left_out = (sum(c.get(key, 0) for c in counts)
+                               for key in ("rows", "flagged", "flagged_sources"))
+    if not wanted and not flagged:
+        return "off"
+    return (f"{'on' if wanted else 'off'}: {flagged} of {rows} rows flagged, {left_out} sources with "
+            "such a row left out of every comparison")
 
 
 def _folders(paths: Sequence[str]) -> list[Path]:
