@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
-SLOW = 120_000  # ms: a busy machine loads models and draws pictures in its own time
+SLOW = 300_000  # ms: a busy machine loads models and draws pictures in its own time
 
 
 def find_chromium() -> str | None:
@@ -63,6 +64,20 @@ def open_explorer(browser: object, address: str, size: tuple[int, int] = DESKTOP
     watched = watch(context.new_page())
     watched.page.goto(address, wait_until="domcontentloaded", timeout=SLOW)
     watched.page.get_by_role("button", name="Play", exact=True).wait_for(timeout=SLOW)
+    return watched
+
+
+def open_tab(page: object, name: str) -> None:
+    """Go to a tab of the explorer."""
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def open_file(browser: object, path: Path, size: tuple[int, int] = DESKTOP, dark: bool = False) -> Watched:
+    """A page from disk, watched from its first request on."""
+    scheme = "dark" if dark else "light"
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+    watched = watch(context.new_page())
+    watched.page.goto(path.resolve().as_uri())
     return watched
 
 

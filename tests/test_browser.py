@@ -1,4 +1,4 @@
-"""The page in a real browser: both directions, an upload, a bad file, stopping, the keyboard.
+"""The page in a real browser: both directions, an upload, a bad file, stopping, the keyboard; the report.
 
 One server and one page for all tests, in order, as a person would use them.
 """
@@ -6,14 +6,28 @@ One server and one page for all tests, in order, as a person would use them.
 from __future__ import annotations
 
 import io
+import re
+import shutil
 import urllib.error
 import urllib.request
 
 import pytest
 from PIL import Image
 
-from lib import serve
-from tests.browser import begin, chromium, find_chromium, open_explorer, set_count, upload, wait_for_end
+from lib import report, serve
+from lib.presets import REPO_ROOT
+from tests.browser import (
+    PHONE,
+    begin,
+    chromium,
+    find_chromium,
+    open_explorer,
+    open_file,
+    open_tab,
+    set_count,
+    upload,
+    wait_for_end,
+)
 
 pytest.importorskip("voila", reason="the package voila is not installed")
 pytest.importorskip("playwright", reason="the package playwright is not installed")
@@ -30,14 +44,19 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def explorer(server):
-    with chromium() as browser:
-        yield open_explorer(browser, server.address)
+def browser():
+    with chromium() as opened:
+        yield opened
 
 
-def png(size=(80, 60)):
+@pytest.fixture(scope="module")
+def explorer(browser, server):
+    return open_explorer(browser, server.address)
+
+
+def picture(kind="PNG", size=(80, 60)):
     stream = io.BytesIO()
-    Image.radial_gradient("L").resize(size).convert("RGB").save(stream, format="PNG")
+    Image.radial_gradient("L").resize(size).convert("RGB").save(stream, format=kind)
     return stream.getvalue()
 
 
@@ -73,7 +92,7 @@ def test_image_reconstruction(explorer):
     page = explorer.page
     set_count(page, 3)
     assert "Done after" in play(page)
-    cards = visible(page, ".cx-card")
+    cards = visible(page, "li.cx-card")
     assert cards.count() == 3
     values = [float(text.replace("−", "-")) for text in
               visible(page, "dd.cx-main").all_inner_texts()]
@@ -90,17 +109,19 @@ def test_text_reconstruction_of_a_typed_text(explorer):
     field.fill("a big red owl in the snow")
     field.blur()
     play(page)
-    assert visible(page, ".cx-card").count() == 3
+    assert visible(page, "li.cx-card").count() == 3
     assert "a big red owl in the snow" in visible(page, ".cx-source").first.inner_text()
 
 
 def test_an_uploaded_picture_plays(explorer):
     page = explorer.page
     page.get_by_role("button", name="my picture").click()
-    upload(page, "mine.png", png())
+    large = picture("BMP", (2000, 2000))
+    assert len(large) > 10 * 2**20, "more than the server's own limit lets through"
+    upload(page, "mine.bmp", large)
     visible(page, ".cx-source img").first.wait_for()
     play(page)
-    assert visible(page, ".cx-card").count() == 3
+    assert visible(page, "li.cx-card").count() == 3
     assert "nobody has described" in visible(page, ".cx-note").all_inner_texts()[-1]
 
 
@@ -112,16 +133,31 @@ def test_a_bad_file_gets_a_clear_message(explorer):
     assert "letter.png" in alert.inner_text() and "not a picture" in alert.inner_text()
 
 
-def test_a_long_run_stops(explorer):
+def test_a_caption_by_hand_and_the_walk(explorer):
     page = explorer.page
     page.get_by_role("button", name="a dataset").click()
+    open_tab(page, "Beat the captioner")
+    page.get_by_label("Your caption").fill("a small orange ball in the city")
+    begin(page, "Draw my caption")
+    wait_for_end(page)
+    assert re.search("(beats|does not beat|draws level with) the captioner",
+                     visible(page, ".cx-verdict").inner_text())
+    open_tab(page, "Step by step")
+    begin(page, "Walk through it")
+    wait_for_end(page)
+    assert visible(page, ".cx-step").count() == 4 and visible(page, ".cx-flow").count() == 1
+    open_tab(page, "Play")
+
+
+def test_a_long_run_stops(explorer):
+    page = explorer.page
     page.get_by_label("Direction").select_option(index=1)  # texts: every candidate is drawn anew
     set_count(page, 50)
     begin(page, "Play")
     page.locator(".cx-status").filter(has_text="of 50 candidates").first.wait_for()
     page.get_by_role("button", name="Stop", exact=True).click()
     wait_for_end(page, "Stopped")
-    assert 0 < visible(page, ".cx-card").count() < 50
+    assert 0 < visible(page, "li.cx-card").count() < 50
     assert page.get_by_role("button", name="Play", exact=True).is_enabled()
 
 
@@ -134,8 +170,39 @@ def test_controls_have_names_and_take_the_keyboard(explorer):
     set_count(page, 2)
     begin(page, "Play", key="Enter")
     wait_for_end(page)
-    assert visible(page, ".cx-card").count() == 2
+    assert visible(page, "li.cx-card").count() == 2
 
 
 def test_nothing_left_the_machine_and_nothing_of_ours_failed(explorer):
     assert explorer.foreign == [] and explorer.errors == []
+
+
+# --- the report --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report_page(tmp_path_factory):
+    """The report as this code makes it from the committed figures."""
+    root = tmp_path_factory.mktemp("figures")
+    shutil.copytree(REPO_ROOT / "figures" / "mini", root / "mini",
+                    ignore=shutil.ignore_patterns("notebooks", "screenshots", "*.pdf"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPENDIUM_FIGURES", str(root))
+        return report.build_report("mini")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_report_opens_from_disk(browser, report_page, dark):
+    watched = open_file(browser, report_page, PHONE, dark)
+    page = watched.page
+    pictures = page.evaluate("[...document.images].filter(i => i.src).map(i => [i.naturalWidth, i.alt])")
+    assert len(pictures) > 4 and all(width > 0 and alt for width, alt in pictures)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0], "wider than a phone"
+    grey = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
+    assert (max(grey) < 60) == dark
+    page.locator(".plate, .zoom").first.press("Enter")
+    assert page.locator("dialog img").evaluate("i => i.naturalWidth") > 0
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog").is_visible()
+    assert watched.foreign == [] and watched.errors == []
+    page.context.close()

@@ -1,7 +1,9 @@
-"""Figures: the same bytes for the same figure, honest sidecars, crisp galleries, a page that loads nothing."""
+"""Figures: the same bytes for the same figure, honest sidecars, crisp galleries; a page that loads nothing."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -127,6 +129,30 @@ def test_gallery_shows_best_to_worst_and_the_selected_one(tmp_path) -> None:
     assert "A title" in galleries.described([strip])
     galleries.gallery([]).canvas.draw()
     plt.close("all")
+
+
+def test_a_saved_gallery_is_a_figure_and_its_parts(origin, tmp_path) -> None:
+    rows = claims.prepare(planted_rows(0.3, n_sources=8))
+    item = galleries.best_example(rows, "cider")
+    one = rows[rows["item"] == item]
+    strip = galleries.strip(one, PlantedRun(tmp_path), PlantedItem(item), "A <title>", "cider")
+    galleries.save_gallery([strip], "figure5", origin, "What?")
+    folder = tmp_path / "figures" / "mini"
+    parts, = json.loads((folder / "figure5.strips.json").read_text())
+    assert parts["crisp"] and [cell["selected"] for cell in parts["cells"]] == [True] + 3 * [False]
+    pixels = base64.b64decode(parts["uri"].partition(",")[2])
+    assert (np.asarray(Image.open(io.BytesIO(pixels))) == np.asarray(PlantedItem(item).image())).all()
+    text = report.build_report("mini").read_text(encoding="utf-8")
+    assert text.count('class="zoom"') == 5 and text.count('class="badge"') == 1
+    assert "A &lt;title&gt;" in text and "a reference caption of this picture" in text
+
+
+def test_intervals_of_one_claim_share_their_scale() -> None:
+    scale = report.Scale.around([(-0.1, 0.4), (0.02, 0.05)])
+    assert scale.reach == pytest.approx(0.46) and scale.words(-0.1) == "−0.100"
+    assert scale.place(0) == 50 and scale.place(0.46) == 100 and scale.place(-0.23) == 25
+    assert report.Scale.around([]).words(1) == "1.00"
+    assert report.Scale.around([(0.0, 0.0)]).place(0.0) == 50
 
 
 def test_equal_candidates_are_shown_once() -> None:

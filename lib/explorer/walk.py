@@ -80,7 +80,7 @@ def sent(game: Game, candidates: Sequence[Candidate]) -> str:
         shown = html.table(("k", "caption yₖ", "log p", "words", "seed"), lines, 3)
     else:
         shown = html.table(("k", "noise seed"), [(c.index, c.seed) for c in candidates])
-    return _step("1 · The sender speaks", how, shown)
+    return _step("1 · The sender's messages", how, shown)
 
 
 def received(game: Game, candidates: Sequence[Candidate]) -> str:
@@ -94,7 +94,7 @@ def received(game: Game, candidates: Sequence[Candidate]) -> str:
         f'<li class="cx-card">{html.picture(c.picture, f"drawn: {c.text}")}<p class="cx-words">'
         f"{c.index} · {escape(c.text or '')}</p></li>" for c in candidates if c.complete)
     shown = f'<ol class="cx-cards" aria-label="reconstructions in order of k">{entries}</ol>'
-    return _step("2 · The receiver reconstructs", how, shown)
+    return _step("2 · The receiver's reconstructions", how, shown)
 
 
 def compared(game: Game, candidates: Sequence[Candidate], source: np.ndarray, others: np.ndarray) -> str:
