@@ -1,12 +1,13 @@
 """The Python environment: is the running one suitable, and if none is, make ``.venv``.
 
-Every pin stands once, in ``requirements.lock``; ``pyproject.toml`` names the direct dependencies
-and what each is for. This module needs the standard library only, because it runs before anything
-is installed (``freeze``, for maintainers, runs afterwards).
+Every pin stands once, in ``requirements.lock`` (``requirements-ray.lock`` for what only the engine
+"ray" needs); ``pyproject.toml`` names the direct dependencies and what each is for. This module
+needs the standard library only, because it runs before anything is installed (``freeze``, for
+maintainers, runs afterwards).
 
     python -m lib.environment setup    # prints the interpreter to use, making .venv if needed
     python -m lib.environment check    # exit 0 if the running interpreter has every pin
-    python -m lib.environment freeze   # writes requirements.lock from what is installed
+    python -m lib.environment freeze   # writes the locks from what is installed
 """
 
 from __future__ import annotations
@@ -26,12 +27,18 @@ from lib.errors import UserError
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 LOCK_FILE = REPO_ROOT / "requirements.lock"
+EXTRA_LOCKS = {"ray": REPO_ROOT / "requirements-ray.lock"}
 PROJECT_FILE = REPO_ROOT / "pyproject.toml"
 VENV = REPO_ROOT / ".venv"
 OLDEST_PYTHON = (3, 11)
 LOCK_HEADER = """\
 # Everything that runs here, in the exact version it was tested with (Python 3.11).
 # The direct dependencies, and what each is for, are named in pyproject.toml.
+# Written by `python -m lib.environment freeze`; do not edit by hand.
+"""
+EXTRA_HEADER = """\
+# What the extra '{extra}' of pyproject.toml needs beyond requirements.lock. To install it:
+#     .venv/bin/python -m pip install --no-deps -r {file}
 # Written by `python -m lib.environment freeze`; do not edit by hand.
 """
 
@@ -155,11 +162,11 @@ def say(message: str) -> None:
 
 # --- writing the lock ------------------------------------------------------------------------
 
-def direct_requirements() -> list[str]:
-    """The direct dependencies of ``pyproject.toml``, those of the tests included."""
+def direct_requirements(extra: str = "test") -> list[str]:
+    """The direct dependencies of ``pyproject.toml``, those of an extra included."""
     import tomllib
     project = tomllib.loads(PROJECT_FILE.read_text(encoding="utf-8"))["project"]
-    return [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    return [*project["dependencies"], *project["optional-dependencies"][extra]]
 
 
 def closure(direct: list[str]) -> dict[str, str]:
@@ -188,12 +195,27 @@ def closure(direct: list[str]) -> dict[str, str]:
     return found
 
 
-def freeze() -> None:
-    """Write the lock file from the running environment."""
+def extra_pins(extra: str) -> dict[str, str]:
+    """{name: version} of what an extra needs and the lock file has not."""
     pins = closure(direct_requirements())
+    return {name: version for name, version in closure(direct_requirements(extra)).items()
+            if name not in pins}
+
+
+def freeze() -> None:
+    """Write the lock files from the running environment; that of an absent extra stays as it is."""
+    _write_lock(LOCK_FILE, LOCK_HEADER, closure(direct_requirements()))
+    for extra, path in EXTRA_LOCKS.items():
+        try:
+            _write_lock(path, EXTRA_HEADER.format(extra=extra, file=path.name), extra_pins(extra))
+        except importlib.metadata.PackageNotFoundError as error:
+            say(f"{path.name} stays as it is: {error.name} is not installed")
+
+
+def _write_lock(path: Path, header: str, pins: dict[str, str]) -> None:
     lines = [f"{name}=={version}\n" for name, version in sorted(pins.items())]
-    LOCK_FILE.write_text(LOCK_HEADER + "".join(lines), encoding="utf-8")
-    say(f"wrote {LOCK_FILE.name}: {len(pins)} pins")
+    path.write_text(header + "".join(lines), encoding="utf-8")
+    say(f"wrote {path.name}: {len(pins)} pins")
 
 
 def main(arguments: list[str] | None = None) -> int:
