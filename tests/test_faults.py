@@ -45,7 +45,7 @@ def pictures(tmp_path_factory):
 def server():
     """Processes that start with the program imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["tests.test_faults"])  # pytest calls this module test_faults
     return context
 
 

@@ -193,7 +193,7 @@ KEY = results.RunKey(MINI, "d", "image", 1, 1, 0, "", {})
 def server():
     """Processes that start with the program imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["tests.test_stores"])  # pytest calls this module test_stores
     return context
 
 
