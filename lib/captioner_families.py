@@ -8,7 +8,7 @@ pixels itself).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -36,8 +36,8 @@ class Blip2(Captioner):
     """BLIP-2 (Li et al. 2023): frozen ViT, Q-Former, and a language model (OPT or T5)."""
 
     model_types = ("blip-2",)
-    networks = {"image encoder": ("vision_model", "qformer", "language_projection"),
-                "language model": ("language_model",)}
+    networks: ClassVar = {"image encoder": ("vision_model", "qformer", "language_projection"),
+                          "language model": ("language_model",)}
     half_on_gpu = True  # billions of weights
 
     def _load(self) -> None:
@@ -74,7 +74,8 @@ class Chat(Captioner):
     """
 
     half_on_gpu = True
-    networks = {"model": ("", "model.*")}  # generate() asks some parts by themselves for the pictures
+    # generate() asks some parts by themselves for the pictures
+    networks: ClassVar = {"model": ("", "model.*")}
 
     def _load(self) -> None:
         from transformers import AutoModelForImageTextToText
@@ -128,9 +129,9 @@ class Florence2(Captioner):
     """
 
     model_types = ("florence2",)
-    networks = {"image encoder": ("model.vision_tower", "model.multi_modal_projector"),
-                "text encoder": ("model.language_model.encoder",),
-                "text decoder": ("model.language_model.decoder", "lm_head")}
+    networks: ClassVar = {"image encoder": ("model.vision_tower", "model.multi_modal_projector"),
+                          "text encoder": ("model.language_model.encoder",),
+                          "text decoder": ("model.language_model.decoder", "lm_head")}
 
     def _load(self) -> None:
         from transformers import Florence2ForConditionalGeneration, Florence2Processor

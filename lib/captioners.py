@@ -6,6 +6,7 @@ Every family is one class: it encodes a batch of images once, then decodes rows 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ class Captioner:
         self.device = pick_device(device)
         self.dtype = pick_dtype(spec.dtype, self.device, self.half_on_gpu)
         self.folder: Path = model_folder(spec.id, spec.revision)
-        self._batches = Batches(spec.batch_size, f"captioner {spec.id}")
+        self._batches = Batches(spec.batch_size, f"captioner {spec.id}", "caption", nested=True)
+        self._each = Batches(sys.maxsize, f"captioner {spec.id}", "caption")
         with loading(spec.id):
             self._load()
         self.meter = Meter.of(getattr(self, "model", None), self.networks)
@@ -106,14 +108,27 @@ class Captioner:
             return [[] for _ in seeds]
         # Rows must be as many for every image here; surplus ones get seed 0 and are dropped.
         padded = [row + [0] * (most - len(row)) for row in seeds]
+        captions: list[list[Caption]] = [[] for _ in images]
+        for block in self._each.run(most, lambda some: self._block(
+                images, [row[some] for row in padded], decoding)):
+            for row, more in zip(captions, block, strict=True):
+                row += more
+        return [row[:len(asked)] for row, asked in zip(captions, seeds, strict=True)]
+
+    def _block(self, images: list[Image.Image], seeds: list[list[int]],
+               decoding: Decoding) -> list[list[Caption]]:
+        """Equally many captions of every image."""
+        each = len(seeds[0])
         # The batch size counts rows (captions), so fewer images fit when each gets several.
-        images_at_once = max(1, self._batches.size // most)
-        batches = Batches(images_at_once, f"captioner {self.spec.id}")
-        done: list[Caption] = []
-        for part in batches.run(len(images), lambda rows: self._caption_rows(
-                images[rows], [seed for row in padded[rows] for seed in row], most, decoding)):
-            done.extend(part)
-        return [done[i * most: i * most + len(row)] for i, row in enumerate(seeds)]
+        batches = Batches(max(1, self._batches.size // each), f"captioner {self.spec.id}", "picture",
+                          nested=True)
+        whole = batches.size
+        parts = batches.run(len(images), lambda rows: self._caption_rows(
+            images[rows], [seed for row in seeds[rows] for seed in row], each, decoding))
+        if batches.size < whole:
+            self._batches.size = batches.size * each  # the next call need not find out again
+        done = [caption for part in parts for caption in part]
+        return [done[start:start + each] for start in range(0, len(done), each)]
 
     def _caption_rows(self, images: list[Image.Image], seeds: list[int], each: int,
                       decoding: Decoding) -> list[Caption]:
@@ -185,7 +200,7 @@ class Blip(Captioner):
     """BLIP (Li et al. 2022), the paper's captioner: ViT encoder, BERT decoder with cross-attention."""
 
     model_types = ("blip",)
-    networks = {"image encoder": ("vision_model",), "text decoder": ("text_decoder",)}
+    networks: ClassVar = {"image encoder": ("vision_model",), "text decoder": ("text_decoder",)}
 
     def _load(self) -> None:
         from transformers import BlipForConditionalGeneration, BlipProcessor
@@ -195,7 +210,7 @@ class Blip(Captioner):
         config = self.model.config.text_config
         self._end, self._pad = config.sep_token_id, config.pad_token_id
         self._start = config.bos_token_id
-        self._image_batches = Batches(self.spec.batch_size, f"captioner {self.spec.id}, images")
+        self._image_batches = Batches(self.spec.batch_size, f"captioner {self.spec.id}", "picture")
 
     def _captions(self, images: list[Image.Image], seeds: list[list[int]],
                   decoding: Decoding) -> list[list[Caption]]:

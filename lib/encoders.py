@@ -28,7 +28,7 @@ class Encoder:
         self.device = pick_device(device)
         self.dtype = pick_dtype(spec.dtype, self.device, self.half_on_gpu)
         self.folder = model_folder(spec.id, spec.revision)
-        self._batches = Batches(spec.batch_size, f"encoder {spec.id}")
+        self._batches = Batches(spec.batch_size, f"encoder {spec.id}", "input")
         with loading(spec.id):
             self._load()
         self.meter = Meter.of(getattr(self, "model", None), self.networks)
@@ -91,8 +91,8 @@ class Clip(Encoder):
     """
 
     model_types = ("clip",)
-    networks = {"images": ("vision_model", "visual_projection"),
-                "texts": ("text_model", "text_projection")}
+    networks: ClassVar = {"images": ("vision_model", "visual_projection"),
+                          "texts": ("text_model", "text_projection")}
 
     def _load(self) -> None:
         from transformers import CLIPModel, CLIPProcessor
@@ -125,7 +125,7 @@ class Siglip(Encoder):
     """SigLIP (Zhai et al. 2023) and SigLIP 2: CLIP's towers under a sigmoid loss, no projection."""
 
     model_types = ("siglip", "siglip2")
-    networks = {"images": ("vision_model",), "texts": ("text_model",)}
+    networks: ClassVar = {"images": ("vision_model",), "texts": ("text_model",)}
 
     def _load(self) -> None:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer

@@ -66,7 +66,7 @@ class Generator:
         self.dtype = pick_dtype(spec.dtype, self.device, half_on_gpu=True)
         skipped = () if spec.safety_checker else ("safety_checker/*",)
         self.folder = model_folder(spec.id, spec.revision, pipeline_files(spec.variant), skipped)
-        self._batches = Batches(spec.batch_size, f"generator {spec.id}")
+        self._batches = Batches(spec.batch_size, f"generator {spec.id}", "image")
         with loading(spec.id):
             self.pipeline = self._load()
         self.meter = Meter.of(self.pipeline, NETWORKS)

@@ -105,7 +105,12 @@ def _local_folder(model_id: str) -> Path:
 def _hub_folder(request: dict[str, Any], weights: bool, fetch: bool) -> Path:
     """Return the cached snapshot of a hub model, or its converted copy; fetch what is missing."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     model_id = request["repo_id"]
     converted = CONVERTED / model_id.replace("/", "--")
@@ -129,6 +134,15 @@ def _hub_folder(request: dict[str, Any], weights: bool, fetch: bool) -> Path:
             return _convert(request, converted)
     except UserError:
         raise
+    except GatedRepoError as error:
+        raise UserError(f"model {model_id} is given to logged-in users only: accept its terms on the "
+                        f"hub and set HF_TOKEN, or choose another model; {HINT}") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"model {model_id} does not exist: neither on the hub (unless it is private) nor "
+                        f"as a folder; check the id in the preset; {HINT}") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"model {model_id} has no revision {request['revision']}: check revision in the "
+                        f"preset; {HINT}") from error
     except Exception as error:  # the hub client raises many kinds; all mean: not fetched
         raise UserError(_missing(model_id, _first_line(error))) from error
     return folder
@@ -317,11 +331,15 @@ def pick_dtype(name: str, device: torch.device, half_on_gpu: bool) -> torch.dtyp
 
 
 class Batches:
-    """Runs work in batches and halves them, for good, when the device runs out of memory."""
+    """Runs work in batches and halves them, for good, when the device runs out of memory.
 
-    def __init__(self, size: int, what: str) -> None:
+    what: who works, for messages; rows: what the batch counts; nested: whether these batches are made
+    inside others, which shall be halved in turn where not even one row fits.
+    """
+
+    def __init__(self, size: int, what: str, rows: str = "row", nested: bool = False) -> None:
         self.size = size
-        self._what = what
+        self._what, self._rows, self._nested = what, rows, nested
 
     def run(self, n: int, work: Callable[[slice], T]) -> list[T]:
         """Call ``work(slice)`` over ``range(n)`` in order; return the results, one a batch."""
@@ -345,10 +363,13 @@ class Batches:
     def _halve(self, tried: int, failure: str) -> None:
         """Halve the batch size after a failure at ``tried`` rows, and say so."""
         if tried <= 1:
-            raise UserError(f"{self._what}: out of memory even with one row ({failure}): use a "
+            if self._nested:
+                raise MemoryError(failure)
+            raise UserError(f"{self._what}: out of memory even with one {self._rows} ({failure}): use a "
                             "smaller model, size or dtype, or another device")
         self.size = tried // 2
-        log.warning("%s: out of memory with %d rows, going on with %d", self._what, tried, self.size)
+        log.warning("%s: out of memory with %d %ss, going on with %d", self._what, tried, self._rows,
+                    self.size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

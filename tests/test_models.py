@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
 
 from lib.errors import UserError
+from lib.generators import keep_timesteps_on_host
 from lib.models import describe, load_captioner, load_encoder, load_generator
 from lib.presets import CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec
 from lib.weights import Batches, is_local, pick_device, pick_dtype
@@ -187,6 +190,41 @@ def test_non_finite_pixels_are_an_error(folders):
         generator.generate(["a cat"], [0])
 
 
+SAMPLERS = ["PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_step_waits_for_the_device(folders, sampler):
+    """On torch's "meta" device every read of a value fails: a stand-in for waiting for a GPU."""
+    generator = load_generator(GeneratorSpec(str(folders["sd"]), steps=6, guidance=4.0, size=32,
+                                             output_size=32, scheduler=sampler), "cpu")
+    scheduler, pixels = generator.pipeline.scheduler, generator.generate(["a cat"], [5]).pixels
+    del scheduler.step, scheduler.set_timesteps  # the scheduler as diffusers has it
+    assert np.array_equal(generator.generate(["a cat"], [5]).pixels, pixels)
+    keep_timesteps_on_host(scheduler)
+    text = generator.pipeline.to("meta")._execution_device
+    arguments = {name: torch.zeros(2, 16, 32, device=text)
+                 for name in ("prompt_embeds", "negative_prompt_embeds")}
+    arguments |= {"num_inference_steps": 6, "guidance_scale": 4.0, "height": 32, "width": 32,
+                  "output_type": "latent",
+                  "generator": [torch.Generator().manual_seed(i) for i in range(2)]}
+    made = generator.pipeline(**arguments).images
+    assert made.device.type == "meta" and made.shape == (2, 4, 16, 16)
+    del scheduler.step, scheduler.set_timesteps
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        generator.pipeline(**arguments)
+
+
+def test_compiled_parts_draw_the_same(folders):
+    spec = GeneratorSpec(str(folders["sd"]), steps=2, guidance=4.0, size=32, output_size=32)
+    compiled = load_generator(dataclasses.replace(spec, compile=True), "cpu")
+    for part in (compiled.pipeline.unet, compiled.pipeline.vae.decoder):
+        assert part._compiled_call_impl is not None
+    with torch.compiler.set_stance("force_eager"):  # needs no C++ compiler, takes no minutes
+        made = compiled.generate(["a cat"], [3]).pixels
+    assert np.array_equal(made, load_generator(spec, "cpu").generate(["a cat"], [3]).pixels)
+
+
 # --- encoder ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("projected", "width"), [(True, 24), (False, 32)])
@@ -269,6 +307,61 @@ def test_wrong_damaged_or_pickled_checkpoints(folders, tmp_path):
     (damaged / "model.safetensors").rename(damaged / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickled"):
         load_encoder(EncoderSpec(str(damaged)), "cpu")
+
+
+@pytest.mark.parametrize("adapter", ["blip", "blip2", "chat", "florence2", "git"])
+def test_every_captioner_refuses_another_architecture(folders, adapter):
+    with pytest.raises(UserError) as caught:
+        load_captioner(CaptionerSpec(str(folders["clip"]), adapter=adapter), "cpu")
+    assert "clip" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("adapter", ["clip", "siglip", "dino", "sentence"])
+def test_every_encoder_refuses_another_architecture(folders, adapter):
+    for kind in ("blip", "sd"):
+        with pytest.raises(UserError) as caught:
+            load_encoder(EncoderSpec(str(folders[kind]), adapter=adapter), "cpu")
+        assert str(folders[kind]) in str(caught.value) and "\n" not in str(caught.value)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that has nothing, and says so in the way the real one does."""
+
+    code = "RepoNotFound"
+
+    def do_GET(self):
+        self.send_response(404)
+        self.send_header("X-Error-Code", self.code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments):
+        """Stay quiet."""
+
+
+@pytest.mark.parametrize(("code", "revision", "said"), [
+    ("RepoNotFound", None, "nobody/nothing does not exist"),
+    ("RevisionNotFound", "0123456789abcdef0123456789abcdef01234567", "has no revision 0123")])
+def test_a_hub_id_that_does_not_exist(tmp_path, monkeypatch, code, revision, said):
+    from huggingface_hub import constants
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(Hub, "code", code)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for load, spec in ((load_captioner, CaptionerSpec("nobody/nothing", revision=revision)),
+                       (load_generator, GeneratorSpec("nobody/nothing", revision=revision)),
+                       (load_encoder, EncoderSpec("nobody/nothing", revision=revision))):
+        with pytest.raises(UserError, match=said) as caught:
+            load(spec, "cpu")
+        assert "preset" in str(caught.value) and "\n" not in str(caught.value)
+    server.shutdown()
+    server.server_close()
 
 
 def test_checkpoint_that_lacks_weights_is_refused(folders, tmp_path):

@@ -68,7 +68,7 @@ def build_blip2(folder: Path, language: str = "opt") -> Path:
         tokenizer = t5_tokenizer()
         tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
         text = tf.T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=48, num_layers=1,
-                           num_heads=2, initializer_factor=2.0, decoder_start_token_id=0,
+                           num_heads=2, initializer_factor=1.0, decoder_start_token_id=0,
                            pad_token_id=0, eos_token_id=1)
     model = tf.Blip2ForConditionalGeneration(tf.Blip2Config(
         vision_config=SIZE | PICTURE | {"initializer_range": 0.2},
