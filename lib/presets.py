@@ -177,7 +177,7 @@ MINI = Preset(
         receiver=Decoding(strategy="greedy", min_tokens=6, max_tokens=18),
     ),
     generator=GeneratorSpec(
-        id=f"{_MINI}/generator", dtype="float32", steps=8, guidance=5.0, size=64, output_size=64,
+        id=f"{_MINI}/generator", dtype="float32", steps=8, guidance=3.0, size=64, output_size=64,
         scheduler="DPMSolverMultistepScheduler", noise="source", batch_size=64,
     ),
     encoder=EncoderSpec(id=f"{_MINI}/encoder", dtype="float32", batch_size=128),

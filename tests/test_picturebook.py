@@ -17,7 +17,7 @@ from lib.picturebook.draw import render
 from lib.picturebook.recipes import CAPTIONER_WORLD, GENERATOR_WORLD, altered
 from lib.picturebook.scenes import BIASED, CATEGORIES, COLOURS, FAMILIES, SETTINGS, Entity, Scene, sample_scene
 from lib.picturebook.scenes import place, split_of
-from lib.picturebook.semantics import count_facts, judge, parse
+from lib.picturebook.semantics import count_facts, judge, named_last, parse
 from lib.picturebook.vocabulary import bert_tokenizer, clip_tokenizer
 
 PAIR = Scene("beach", (Entity("cat", "red", "big"), Entity("palm", "green", "small")), "left", layout=3)
@@ -105,6 +105,14 @@ def test_the_reader_by_hand():
     assert [(m.category, m.colour, m.count, m.accessory) for m in claims.mentions] == [
         ("cat", "red", 1, "scarf"), ("palm", None, 2, None)]  # fmt: skip
     assert claims.relation == "left" and claims.setting == "beach"
+
+
+def test_the_thing_named_last_by_hand():
+    pine, palm = Entity("pine", "green", "small"), Entity("palm", "red", "small")
+    scene = Scene("meadow", (pine, palm), "left")
+    words = "a tree and a pine left of the red palm tree".split()
+    expected = [None] * 4 + ["pine"] * 5 + ["palm"] * 2
+    assert named_last(scene, words) == expected  # "tree" alone fits both
 
 
 def test_judging_by_hand():

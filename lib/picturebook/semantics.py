@@ -59,6 +59,26 @@ def _phrases() -> tuple[dict[tuple[str, ...], tuple[str, object]], int]:
     return table, max(map(len, table))
 
 
+@lru_cache(maxsize=1)
+def _noun_words() -> dict[str, set[str]]:
+    """The words that a category or its family is called by."""
+    nouns = {name: (*lexicon.NOUNS[name], *lexicon.FAMILY_NOUNS[family]) for name, family in FAMILY_OF.items()}
+    return {name: {word for form in forms for text in form for word in text.split()} for name, forms in nouns.items()}
+
+
+def named_last(scene: Scene, words: list[str]) -> list[str | None]:
+    """For each word of a caption the category of `scene` that was named last, None before the first noun.
+
+    A word that fits both things ("tree" for a pine and a palm) tells nothing and is passed over.
+    """
+    present, current, named = {entity.category for entity in scene.entities}, None, []
+    for word in words:
+        called = [name for name in present if word in _noun_words()[name]]
+        current = called[0] if len(called) == 1 else current
+        named.append(current)
+    return named
+
+
 def parse(caption: str) -> Claims:
     """Read `caption`; words outside the lexicon are passed over."""
     table, longest = _phrases()
