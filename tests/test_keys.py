@@ -7,9 +7,9 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import nbformat
 import pytest
 from PIL import Image
+from tests.test_pipeline import write_notebook
 
 from lib import api_models, pipeline
 from lib.errors import UserError
@@ -70,15 +70,6 @@ run = roundtrip.play(dataclasses.replace(without_weights(preset), captioner=pres
 print(json.dumps(run.info()["preset"]["captioner"]["options"]))
 run.rows()
 """
-
-
-def write_notebook(path, code: str):
-    """A notebook of one cell beside its parameters."""
-    parameters = 'PRESET = "mini"\nDATASET = "all"\nN_SOURCES = 0\nN_CANDIDATES = 0\nSEED = 0\n'
-    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
-             nbformat.v4.new_code_cell(code)]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
 
 
 def test_a_run_with_a_key_leaves_it_nowhere(service, tmp_path, monkeypatch, capfd):
