@@ -32,7 +32,6 @@ from tests.browser import (
 FOLDER = REPO_ROOT / "figures" / "mini" / "screenshots"
 PARAMETERS = {"PRESET": "mini", "DATASET": "picturebook-coco", "N_CANDIDATES": 5}
 SOURCE = 87  # the place of a source with two things in it
-COLOURS = 128  # of a picture's palette: half a megabyte becomes a fifth of one
 
 
 def picture_of(page: object) -> Image.Image:
@@ -42,22 +41,21 @@ def picture_of(page: object) -> Image.Image:
 
 
 def save(picture: Image.Image, folder: Path, name: str) -> None:
-    """As a small PNG with a palette."""
+    """As a PNG, packed as small as it goes without loss."""
     path = folder / f"{name}.png"
-    small = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    small.save(path, optimize=True)
+    picture.save(path, optimize=True)
     print(f"wrote {path} ({path.stat().st_size // 1024} kB)", flush=True)
 
 
 def to_top(page: object, selector: str) -> None:
     """Scroll so that an element is at the window's upper edge."""
-    page.locator(f"{selector}:visible").first.evaluate(
-        "e => window.scrollTo(0, e.getBoundingClientRect().top + window.scrollY - 12)")
+    found = page.locator(f"{selector}:visible").first
+    found.evaluate("e => e.scrollIntoView({block: 'start', behavior: 'instant'})")
 
 
 def explorer(browser: object, address: str, folder: Path) -> None:
     """Play; beat the captioner; click a point of a finished run."""
-    page = open_explorer(browser, address, (DESKTOP[0], 1120)).page
+    page = open_explorer(browser, address, (DESKTOP[0], 1330)).page
     page.get_by_label("Source", exact=True).first.select_option(index=SOURCE)
     set_count(page, 5)
     begin(page, "Play")
@@ -66,9 +64,8 @@ def explorer(browser: object, address: str, folder: Path) -> None:
     open_tab(page, "Step by step")
     begin(page, "Walk through it")
     wait_for_end(page)
-    to_top(page, ".cx-flow")
+    to_top(page, ".widget-tab, .jupyter-widget-tab")
     save(picture_of(page), folder, "explorer-steps")
-    page.evaluate("window.scrollTo(0, 0)")
     open_tab(page, "Finished runs")
     dots = page.locator(".cx-dot")
     if dots.count():

@@ -107,9 +107,11 @@ class RunsTab:
         self.shown = shown.sort_values(["rank", "item"]).head(MOST_POINTS).reset_index(drop=True)
         found = runs.sources(shown, view)
         words = self._words(self.shown)
-        name = labels.metric_label(view.score)
-        self.scatter.show(self.shown["similarity"], self.shown["score"], self.shown["selected"], words,
-                          "Similarity of the reconstruction", name)
+        name, factor = labels.metric_label(view.score), 1
+        if view.score in html.TIMES_100:  # the same numbers as in the cards below
+            name, factor = f"{name} (× 100)", 100
+        self.scatter.show(self.shown["similarity"], factor * self.shown["score"], self.shown["selected"],
+                          words, "Similarity of the reconstruction", name)
         self.table.value = html.source_table(found, view.score) if len(found) else html.note(
             "No source lies within these filters: widen them.")
         with self._quietly():

@@ -76,6 +76,7 @@ function render({ model, el }) {
       dot.addEventListener("click", () => choose(i));
       return dot;
     });
+    dots.forEach((dot, i) => marked[i] && svg.append(dot)); // the selected ones lie above the others
     order = xs.map((_, i) => i).sort((a, b) => xs[a] - xs[b] || ys[a] - ys[b]);
     svg.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
