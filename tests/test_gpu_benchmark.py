@@ -5,16 +5,25 @@ from __future__ import annotations
 import re
 
 import pytest
-import torch
 from tests.benchmarks import gpu
 
-CPU = torch.device("cpu")
 WORK = gpu.Work(sources=2, candidates=2, steps=1, size=64, tokens=3, batch=3, width=16)
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    return gpu.measure(WORK, CPU, tmp_path_factory.mktemp("models"), rounds=1, levers=True, compiling=False)
+def made(tmp_path_factory):
+    """The report of the command, and the page that it wrote."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    sizes = [word for name, value in vars(WORK).items() for word in (f"--{name}", str(value))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOOP_DEVICE", "cpu")
+        report = gpu.main([*sizes, "--rounds", "1", "--no-compile", "--out", str(folder / "page.md")])
+    return report, (folder / "page.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def report(made):
+    return made[0]
 
 
 def test_arms_do_equal_work(report):
@@ -40,8 +49,8 @@ def test_shares_add_up(report):
         assert report.fraction(result) * result.total == pytest.approx(sum(parts))
 
 
-def test_the_page_says_what_was_measured(report):
-    page = gpu.markdown(report)
+def test_the_page_says_what_was_measured(made):
+    report, page = made
     lines = [line for line in page.splitlines() if line.startswith("|")]
     for result in report.results:
         percent = [float(re.findall(r"([\d.]+) %", line)[0]) for line in lines

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lib.generators import Generator, keep_timesteps_on_host
 from lib.images import png_bytes
-from tests.benchmarks.gpu import Clock, Ours
+from tests.benchmarks.gpu_arms import Clock, Ours
 
 TEXTS = ("a brown dog on a beach", "two boats in a harbour", "a plate with bread", "a red bus")
 
