@@ -63,9 +63,10 @@ def at(place: str | Place) -> Place:
                             "such as file:///shared/runs")
         return Path(rest)
     if urlsplit(place).password or "?" in place:
+        variable = "AWS_SECRET_ACCESS_KEY" if protocol in _S3 else f"FSSPEC_{protocol.upper()}_PASSWORD"
         raise UserError(f"the {protocol}:// address of the runs has a password or settings in it: take "
-                        "them out (addresses appear in messages) and set them as the driver's variables, "
-                        f"such as FSSPEC_{protocol.upper()}_PASSWORD")
+                        "them out (addresses appear in messages) and set the driver's variables, such as "
+                        f"{variable}")
     return _checked(protocol, rest.rstrip("/"))
 
 

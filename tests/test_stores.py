@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -25,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from tests.standins import Slow, stand_ins, without_weights
 
-from lib import pipeline, results, roundtrip, stores
+from lib import figures, pipeline, results, roundtrip, stores
 from lib.errors import UserError
 from lib.explorer.runs import finished_runs
 from lib.leases import Lease, Times
@@ -143,6 +144,9 @@ def test_a_game_in_a_store_has_the_bytes_of_a_local_one(pictures, local, address
     name = run.rows()["reconstruction"][0]
     assert np.array_equal(np.asarray(run.image(name)), np.asarray(local.image(name)))
     assert list(run.path.glob(".scratch/*")) == []
+    source = figures.Origin(MINI, (run,), 0, "03").record()["input"]
+    digest = hashlib.sha256((local.path / "rows.parquet").read_bytes()).hexdigest()
+    assert source == [{"rows": f"runs/{run.name}/rows.parquet", "sha256": digest}]
 
 
 def test_notebooks_see_that_rows_in_a_store_have_changed(monkeypatch, tmp_path):
@@ -158,7 +162,7 @@ def test_notebooks_see_that_rows_in_a_store_have_changed(monkeypatch, tmp_path):
     (OSError(errno.ENOSPC, "full"), "no space left in bad://.*finished rows are kept"),
     (ConnectionResetError("gone"), "cannot be reached, or refuses .ConnectionResetError: gone"),
     (PermissionError(errno.EACCES, "Forbidden"), "PermissionError: .*Forbidden.*check the address, your cred"),
-    (DriverError("expired https://host/x?sig=SECRET now"), "DriverError: expired https://host/x.... now"),
+    (DriverError("expired https://host/x?sig=HUSHHUSH now"), "DriverError: expired https://host/x.... now"),
 ])
 def test_a_store_that_fails_is_one_line_and_the_rest_is_kept(pictures, local, tmp_path, error, told):
     Bad.left, Bad.error = 10_000, error
@@ -166,7 +170,7 @@ def test_a_store_that_fails_is_one_line_and_the_rest_is_kept(pictures, local, tm
     Bad.left = 14  # in the midst of the shards
     with pytest.raises(UserError, match=told) as caught:
         play(pictures, root)
-    assert "\n" not in str(caught.value) and "SECRET" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "HUSHHUSH" not in str(caught.value)
     Bad.left = 10_000
     (path,) = root.iterdir()
     kept = {p.name: p.stat().st_mtime_ns for p in path.glob("shards/*.parquet")}
@@ -313,8 +317,8 @@ def test_who_lost_the_lock_writes_nothing_more(tmp_path):
     ("nonsense://x/y", "nonsense://x/y: no driver knows nonsense://: use s3"),
     ("driverless://b/runs", "needs the package no_such_package, which is not installed: pip install -c"),
     ("buckets://theirs/runs", "'theirs' does not exist there: check the name"),
-    ("sftp://me:SECRET@host/runs", "password or settings in it: .* such as FSSPEC_SFTP_PASSWORD"),
-    ("s3://bucket/runs?secret_key=SECRET", "password or settings in it"),
+    ("sftp://me:HUSHHUSH@host/runs", "password or settings in it: .* such as FSSPEC_SFTP_PASSWORD"),
+    ("s3://bucket/runs?secret_key=HUSHHUSH", "set the driver's variables, such as AWS_SECRET_ACCESS_KEY"),
     ("simplecache::s3://b/runs", "chained addresses are not supported"),
     ("file://runs", "needs a path from the root"),
 ])
@@ -322,7 +326,7 @@ def test_an_address_that_cannot_be_used_is_one_line(address, told, monkeypatch):
     monkeypatch.setenv("COMPENDIUM_RUNS", address)
     with pytest.raises(UserError, match=told) as caught:
         results.runs_root()
-    assert "\n" not in str(caught.value) and "SECRET" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "HUSHHUSH" not in str(caught.value)
 
 
 def test_addresses(tmp_path):
