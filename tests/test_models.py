@@ -324,6 +324,17 @@ def test_every_encoder_refuses_another_architecture(folders, adapter):
         assert str(folders[kind]) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_generator_that_takes_no_text_is_refused(tmp_path):
+    import diffusers
+
+    unet = diffusers.UNet2DModel(sample_size=8, block_out_channels=(8, 8), layers_per_block=1,
+                                 norm_num_groups=4, down_block_types=("DownBlock2D",) * 2,
+                                 up_block_types=("UpBlock2D",) * 2)
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="DDPMPipeline, which takes no prompt"):
+        load_generator(GeneratorSpec(str(tmp_path)), "cpu")
+
+
 class Hub(BaseHTTPRequestHandler):
     """A hub that has nothing, and says so in the way the real one does."""
 
