@@ -53,10 +53,10 @@ def at(place: str | Place) -> Place:
     if not isinstance(place, str):
         return place
     protocol, mark, rest = place.partition("://")
-    if "::" in place:
-        raise UserError(f"{place}: chained addresses are not supported: give the plain one")
     if not mark:
         return Path(place)
+    if "::" in protocol:
+        raise UserError(f"{protocol}://...: chained addresses are not supported: give the plain one")
     if protocol in ("file", "local"):
         if not rest.startswith("/"):
             raise UserError(f"{place}: a file:// address needs a path from the root, "
@@ -317,8 +317,8 @@ class StorePath:
             if _is_atomic(files):
                 _with_folder(files, path, write)
                 return
-            run = "/".join(PurePosixPath(self.inner).parts[:-1][:1])
-            temporary = path.removesuffix(self.inner) + f"{run}/.scratch/{secrets.token_hex(8)}.tmp".lstrip("/")
+            run = "".join(f"{part}/" for part in PurePosixPath(self.inner).parts[:-1][:1])
+            temporary = f"{path.removesuffix(self.inner)}{run}.scratch/{secrets.token_hex(8)}.tmp"
             try:
                 _with_folder(files, temporary, write)
                 _with_folder(files, path, lambda files, path: files.mv(temporary, path))
