@@ -240,6 +240,15 @@ def run_one(notebook: Path, parameters: Mapping[str, Any], place: Place, headlin
     return written_since(place.figures, start_ns)
 
 
+def record_time(figures: Path, notebook: str, seconds: float) -> None:
+    """Keep in ``times.json`` how long a notebook took when it last ran, on how many cores."""
+    from lib.results import read_json, write_json
+    path = figures / "times.json"
+    known = read_json(path) or {}
+    known[notebook] = {"seconds": round(seconds, 1), "cores": os.cpu_count()}
+    write_json(path, dict(sorted(known.items())))
+
+
 def duration(seconds: float) -> str:
     """A time as people say it: 4.2 s, 3 min 07 s."""
     if seconds < 60:
@@ -281,7 +290,9 @@ def run_all(flags: argparse.Namespace, folder: Path = notebooks.NOTEBOOKS) -> Ou
                 print(f"{headline}  up to date", flush=True)
             else:
                 place.stamp(path).unlink(missing_ok=True)
+                began = time.monotonic()
                 wrote[path] = run_one(path, parameters[path], place, headline)
+                record_time(place.figures, path.stem, time.monotonic() - began)
     finally:
         # At the end, because the rows that the later notebooks read come from the earlier ones.
         for path, files in wrote.items():

@@ -25,12 +25,15 @@ SHOWN = (
     ("table1", "05", "Table 1", "the selected caption"),
     ("failures", "08", "Failures", ("annotation imperfection", "the generator adds")),
 )
+PLAYED = (("01", "image reconstruction"), ("02", "text reconstruction"))
 
 
 def result_lines(figures: Path = FIGURES) -> list[str]:
-    """A Markdown table: figure, notebook, claim, statistic with interval, finding; one row a verdict."""
-    lines = ["| figure | notebook | claim | measured | n | finding |", "|---|---|---|---|---|---|"]
+    """A Markdown table, one row a verdict, and a sentence on the time that playing took."""
+    lines = ["| figure | draw again | time | claim | measured | n | finding |", "|---|---|---|---|---|---|---|"]
+    times = read_times(figures)
     for name, notebook, title, start in SHOWN:
+        command = f"`./run_all.sh --only {notebook}` | {times[notebook]:.0f} s"
         for verdict in json.loads((figures / f"{name}.verdict.json").read_text(encoding="utf-8")):
             if not verdict["claim"].startswith(start) or verdict["value"] is None:
                 continue
@@ -38,8 +41,20 @@ def result_lines(figures: Path = FIGURES) -> list[str]:
             where = f"{verdict['task']}, {labels.short_label(verdict['dataset'])}"
             claim = re.sub(r" \([^)]*\)$", "", verdict["claim"])
             measured = f"{verdict['value']:.2f}{verdict['unit']} [{low}, {high}]"
-            lines.append(f"| {title} | {notebook} | {where}: {claim} | {measured} | {verdict['n']} | {verdict['finding']} |")
-    return lines
+            lines.append(f"| {title} | {command} | {where}: {claim} | {measured} | {verdict['n']} | {verdict['finding']} |")
+    minutes = " and ".join(f"{times[number] / 60:.1f} min ({what})" for number, what in PLAYED)
+    return [*lines, "", f"Playing and scoring took {minutes}, the other notebooks {drawn_seconds(times):.0f} s together."]
+
+
+def read_times(figures: Path) -> dict[str, float]:
+    """Seconds that each notebook took, by its number."""
+    kept = json.loads((figures / "times.json").read_text(encoding="utf-8"))
+    return {name[:2]: entry["seconds"] for name, entry in kept.items()}
+
+
+def drawn_seconds(times: dict[str, float]) -> float:
+    """What all notebooks took that only read rows."""
+    return sum(seconds for number, seconds in times.items() if number not in dict(PLAYED))
 
 
 def model_lines(evaluation: Path = EVALUATION) -> list[str]:
