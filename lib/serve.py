@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -146,7 +147,10 @@ def wait_until_up(page: Served, patience: float = PATIENCE) -> None:
 
 
 def serve(parameters: Mapping[str, Any]) -> None:
-    """Serve the page until Ctrl-C."""
+    """Serve the page until Ctrl-C, until the terminal is closed or until the command is ended."""
+    for name in ("SIGTERM", "SIGHUP"):  # would leave the server and its models running without an owner
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
     with served(parameters) as page:
         print(f"The explorer is at\n\n    {page.address}\n\nOpen it in a browser on this machine; the "
               "first page takes some seconds. Ctrl-C ends it.", flush=True)
