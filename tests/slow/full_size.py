@@ -45,7 +45,7 @@ CANDIDATES = 2
 # Parameters of the published checkpoints' parts, where their makers or many users have counted them.
 PUBLISHED = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480,
              "CLIP ViT-L/14": 427_616_513, "CLIP ViT-B/32": 151_277_313}
-NOISE = ("requires torchvision", "Writing model shards")  # of the libraries, not of ours
+NOISE = ("requires torchvision", "Writing model shards", "Token indices sequence")  # of libraries
 LONG = "a brown dog runs along the beach beside a blue boat while two birds fly over it and " * 2
 
 
