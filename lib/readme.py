@@ -7,8 +7,10 @@ to what the files in `figures/mini` and `data/models/mini` say.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 from lib import labels
@@ -43,7 +45,27 @@ def result_lines(figures: Path = FIGURES) -> list[str]:
             measured = f"{verdict['value']:.2f}{verdict['unit']} [{low}, {high}]"
             lines.append(f"| {title} | {command} | {where}: {claim} | {measured} | {verdict['n']} | {verdict['finding']} |")
     minutes = " and ".join(f"{times[number] / 60:.1f} min ({what})" for number, what in PLAYED)
-    return [*lines, "", f"Playing and scoring took {minutes}, the other notebooks {drawn_seconds(times):.0f} s together."]
+    return [*lines, "", *verdict_summary(figures), "", *greedy_lines(figures), "", f"Playing and scoring took {minutes}, the other notebooks {drawn_seconds(times):.0f} s together."]
+
+
+def verdict_summary(figures: Path) -> list[str]:
+    """A sentence that counts all verdicts, and a line for each that came out on the other side."""
+    files = sorted(figures.glob("*.verdict.json"))
+    verdicts = [verdict for path in files for verdict in json.loads(path.read_text(encoding="utf-8"))]
+    found = Counter(verdict["finding"] for verdict in verdicts)
+    counts = ", ".join(f"{count} {finding}" for finding, count in found.most_common())
+    against = [f"{verdict['task']}, {labels.short_label(verdict['dataset'])}: {verdict['claim']}"
+               for verdict in verdicts if verdict["finding"] == "reversed"]
+    return [f"All {len(verdicts)} verdicts: {counts}.", *(f"- Reversed: {claim}." for claim in against)]
+
+
+def greedy_lines(figures: Path) -> list[str]:
+    """What Table 1 shows beside the claim: CIDEr of greedy decoding and of the best candidate there was."""
+    with (figures / "table1.csv").open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["domain"] == "all" and row["metric"] == "cider"]
+    kinds = ("nucleus", "selected", "greedy", "oracle")
+    scores = [", ".join(f"{kind} {100 * float(row[kind]):.0f}" for kind in kinds) for row in rows]
+    return [f"- CIDEr, {labels.short_label(row['dataset'])}: {text}." for row, text in zip(rows, scores, strict=True)]
 
 
 def read_times(figures: Path) -> dict[str, float]:

@@ -113,9 +113,9 @@ def test_pictures_are_let_go(pictures, tmp_path):
     """While a shard is played, at most the one before is held, however many there were."""
     painter = Watched()
     models = Models(scale.Talker(), painter, scale.Looker(), scale.Looker())
-    roundtrip.play(MINI, dataset(pictures, 40), "image", 40, 2, 0, models=models, root=tmp_path,
+    roundtrip.play(MINI, dataset(pictures, 16), "image", 16, 2, 0, models=models, root=tmp_path,
                    progress=False, shard_size=2)
-    assert len(painter.held) == 20 and max(painter.held) == 1
+    assert len(painter.held) == 8 and max(painter.held) == 1
 
 
 # --- references -------------------------------------------------------------------------------
