@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lib import labels, ranking
-from lib.claims import Verdict, generator, grid, identity
+from lib.claims import Verdict, generator, identity
 from lib.picturebook.scenes import ACCESSORY_OF, BIASED, FAMILY_OF, Scene
 from lib.picturebook.semantics import match, parse
 

@@ -36,7 +36,7 @@ FORMATS = tuple(
     if name in Image.OPEN
 )
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .png .gif .webp .bmp .tif .tiff .ppm .pgm .avif .jp2".split()
+    [".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"]
 )
 # What Pillow's readers raise on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError,

@@ -32,9 +32,19 @@ from lib.scoring.spice_spacy import NoParser
 from lib.scoring.wordnet import load_wordnet
 
 __all__ = [
-    "Corpus", "DEFAULT_METRICS", "LABELS", "METRICS", "bleu_from_statistics",
-    "bleu_statistics", "clip_score", "clipscore", "ref_clipscore", "score_all",
-    "score_candidates", "score_corpus", "score_semantics",
+    "DEFAULT_METRICS",
+    "LABELS",
+    "METRICS",
+    "Corpus",
+    "bleu_from_statistics",
+    "bleu_statistics",
+    "clip_score",
+    "clipscore",
+    "ref_clipscore",
+    "score_all",
+    "score_candidates",
+    "score_corpus",
+    "score_semantics",
 ]
 
 #: Every caption metric and the header that tables and figures give it.
@@ -78,7 +88,7 @@ class Batch:
         captions = list(captions)  # a table's column is indexed by its labels, a list by its rows
         unscored: dict[int, str] = {}
         groups: dict[str, list[int]] = {}
-        for row, (item, caption) in enumerate(zip(map(str, item_ids), captions)):
+        for row, (item, caption) in enumerate(zip(map(str, item_ids), captions, strict=True)):
             if not isinstance(caption, str):
                 unscored[row] = f"item {item}: the caption is not text but {caption!r}"
             elif item not in corpus.references:
@@ -88,7 +98,7 @@ class Batch:
             else:
                 groups.setdefault(item, []).append(row)
         rows = [row for group in groups.values() for row in group]
-        tokens = dict(zip(rows, corpus.tokenize([captions[row] for row in rows])))
+        tokens = dict(zip(rows, corpus.tokenize([captions[row] for row in rows]), strict=True))
         return cls(len(captions), tokens, groups, unscored)
 
     @property
@@ -212,7 +222,7 @@ def _totals(
             values[name] = float(np.nanmean(column))
     if any(name in names for name in BLEU):
         whole = bleu_from_statistics(_bleu_counts(batch, corpus).sum(axis=0))
-        values.update((name, float(v)) for name, v in zip(BLEU, whole) if name in names)
+        values.update((name, float(v)) for name, v in zip(BLEU, whole, strict=True) if name in names)
     if "meteor" in names and "meteor" not in missing:
         try:
             values["meteor"] = _corpus_meteor(batch, corpus)
@@ -282,7 +292,7 @@ def _rouge(batch: Batch, corpus: Corpus) -> dict[str, np.ndarray]:
     values: dict[int, float] = {}
     for item, rows in batch.groups.items():
         candidates = [batch.tokens[row] for row in rows]
-        values.update(zip(rows, rouge.scores(candidates, corpus.reference_tokens(item))))
+        values.update(zip(rows, rouge.scores(candidates, corpus.reference_tokens(item)), strict=True))
     return {"rouge_l": batch.column(values)}
 
 
@@ -302,7 +312,7 @@ def _meteor_statistics(batch: Batch, corpus: Corpus) -> list[str]:
     new = sorted({key for key in keys if key not in known})
     if new:
         pairs = [(tokens, corpus.reference_tokens(item)) for item, tokens in new]
-        known.update(zip(new, corpus.meteor().statistics(pairs)))
+        known.update(zip(new, corpus.meteor().statistics(pairs), strict=True))
     return [known[key] for key in keys]
 
 
@@ -312,7 +322,7 @@ def _meteor(batch: Batch, corpus: Corpus) -> dict[str, np.ndarray]:
         scores = corpus.meteor().scores(statistics)
     except (JavaFailed, UserError, OSError) as failure:
         raise Unavailable(str(failure)) from failure
-    return {"meteor": batch.column(dict(zip(batch.rows, scores)))}
+    return {"meteor": batch.column(dict(zip(batch.rows, scores, strict=True)))}
 
 
 def _corpus_meteor(batch: Batch, corpus: Corpus) -> float:
@@ -348,7 +358,7 @@ def _spice(batch: Batch, corpus: Corpus) -> dict[str, np.ndarray]:
         scores = spice_official.scores(pairs, corpus.java, corpus.cache / "spice")
     except (spice_official.NotFetched, JavaFailed, UserError, OSError) as reason:
         raise Unavailable(str(reason)) from reason
-    return {"spice": batch.column(dict(zip(batch.rows, scores)))}
+    return {"spice": batch.column(dict(zip(batch.rows, scores, strict=True)))}
 
 
 Scorer = Callable[[Batch, Corpus], dict[str, np.ndarray]]

@@ -45,7 +45,8 @@ def result_lines(figures: Path = FIGURES) -> list[str]:
             measured = f"{verdict['value']:.2f}{verdict['unit']} [{low}, {high}]"
             lines.append(f"| {title} | {command} | {where}: {claim} | {measured} | {verdict['n']} | {verdict['finding']} |")
     minutes = " and ".join(f"{times[number] / 60:.1f} min ({what})" for number, what in PLAYED)
-    return [*lines, "", *verdict_summary(figures), "", *greedy_lines(figures), "", f"Playing and scoring took {minutes}, the other notebooks {drawn_seconds(times):.0f} s together."]
+    took = f"Playing and scoring took {minutes}, the other notebooks {drawn_seconds(times):.0f} s together."
+    return [*lines, "", *verdict_summary(figures), "", *greedy_lines(figures), "", took]
 
 
 def verdict_summary(figures: Path) -> list[str]:

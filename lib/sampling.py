@@ -16,6 +16,7 @@ from transformers import LogitsProcessor
 
 from lib.presets import Decoding
 
+
 # SplitMix64 (Steele, Lea and Flood, 2014): the golden-ratio increment and the two multipliers,
 # as signed 64-bit numbers, because torch computes int64 modulo 2**64.
 def _signed(x: int) -> int:

@@ -47,7 +47,8 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 def bert_tokenizer() -> BertTokenizer:
     """30,522 entries, [CLS] and [SEP] at BERT's places, [DEC] and [ENC] behind them."""
-    words = "a picture of the cat dog man woman street beach table plate red blue two on in".split()
+    words = ["a", "picture", "of", "the", "cat", "dog", "man", "woman", "street", "beach", "table", "plate",
+             "red", "blue", "two", "on", "in"]  # fmt: skip
     tokens = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
     tokens |= {word: 1000 + i for i, word in enumerate(words)}
     taken = set(tokens.values())

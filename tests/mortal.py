@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tests.standins import COLOURS, stand_ins
 
 from lib.players import Models
+from tests.standins import COLOURS, stand_ins
 
 DEADLY = 5  # the place of the picture that some players here cannot bear
 DOOMED = "COMPENDIUM_TEST_DOOMED"  # set on the machine that is going to be lost

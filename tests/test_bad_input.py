@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.standins import stand_ins, without_weights
 
 from lib import pipeline, results, roundtrip
 from lib.datasets import load_captions_json, load_dataset
@@ -29,6 +28,7 @@ from lib.models import load_encoder
 from lib.players import Models
 from lib.presets import REPO_ROOT, EncoderSpec, get_preset
 from lib.scoring.java import find_java
+from tests.standins import stand_ins, without_weights
 
 MINI = without_weights(get_preset("mini"))
 N, K = 6, 2

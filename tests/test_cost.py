@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests import full_size
-from tests import tiny_families as tiny
-from tests.standins import stand_ins
-from tests.test_roundtrip import paint, play
-from tests.tiny_models import build_blip, build_clip, build_stable_diffusion, tiny_unet
 
 from lib.cost import Cost, as_text, derived, line, table
 from lib.flops import Meter, count
 from lib.models import load_captioner, load_encoder, load_generator
 from lib.presets import CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec
+from tests import full_size
+from tests import tiny_families as tiny
+from tests.standins import stand_ins
+from tests.test_roundtrip import paint, play
+from tests.tiny_models import build_blip, build_clip, build_stable_diffusion, tiny_unet
 
 NUCLEUS = Decoding("nucleus", p=0.9, min_tokens=2, max_tokens=6)
 TEXTS = ["a red owl", "a cat", "a red owl", "a boat beside the sea"]

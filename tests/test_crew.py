@@ -7,13 +7,13 @@ import dataclasses
 from functools import partial
 
 import pytest
-from tests.mortal import contents, fragile, no_memory, paint
-from tests.standins import stand_ins, without_weights
 
 from lib import jobs, roundtrip
 from lib.errors import UserError
 from lib.players import Cost
 from lib.presets import get_preset
+from tests.mortal import contents, fragile, no_memory, paint
+from tests.standins import stand_ins, without_weights
 
 MINI = without_weights(get_preset("mini"))
 N, K = 12, 3

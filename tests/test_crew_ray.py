@@ -15,12 +15,12 @@ from functools import partial
 
 import psutil
 import pytest
-from tests.mortal import DOOMED, broken, contents, doomed, fragile, paint
-from tests.standins import stand_ins, without_weights
 
 from lib import crew_ray, environment, jobs, roundtrip
 from lib.errors import UserError
 from lib.presets import get_preset
+from tests.mortal import DOOMED, broken, contents, doomed, fragile, paint
+from tests.standins import stand_ins, without_weights
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.standins import Slow, stand_ins, without_weights
 
 from lib import roundtrip
 from lib.presets import get_preset
+from tests.standins import Slow, stand_ins, without_weights
 
 MINI = without_weights(get_preset("mini"))
 N, K = 13, 3

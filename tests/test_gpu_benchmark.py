@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from tests.benchmarks import gpu
 
 WORK = gpu.Work(sources=2, candidates=2, steps=1, size=64, tokens=3, batch=3, width=16)

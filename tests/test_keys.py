@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from PIL import Image
-from tests.test_pipeline import write_notebook
 
 from lib import api_models, pipeline
 from lib.errors import UserError
 from lib.presets import CaptionerSpec
+from tests.test_pipeline import write_notebook
 
 SECRET = "fake-key-5f2c9b17e4"
 NAMES = ("COMPENDIUM_TEST_KEY", "HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY")

@@ -20,8 +20,15 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 import lib
 from lib.errors import UserError
 from lib.metrics import (
-    LABELS, METRICS, Corpus, bleu_from_statistics, bleu_statistics, score_all, score_candidates,
-    score_corpus, score_semantics,
+    LABELS,
+    METRICS,
+    Corpus,
+    bleu_from_statistics,
+    bleu_statistics,
+    score_all,
+    score_candidates,
+    score_corpus,
+    score_semantics,
 )
 from lib.picturebook.scenes import Entity, Scene
 from lib.scoring.selfcheck import EXAMPLE

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
 
 from lib.errors import UserError
 from lib.generators import keep_timesteps_on_host
 from lib.models import describe, load_captioner, load_encoder, load_generator
 from lib.presets import CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec
 from lib.weights import Batches, is_local, pick_device, pick_dtype
+from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
 
 NUCLEUS = Decoding("nucleus", p=0.9, max_tokens=8)
 
@@ -254,7 +254,7 @@ def test_out_of_memory_halves_and_goes_on(caplog):
 
     batches = Batches(8, "captioner x")
     with caplog.at_level(logging.WARNING):
-        assert sum(batches.run(10, work), []) == list(range(10))
+        assert [row for part in batches.run(10, work) for row in part] == list(range(10))
     assert tried[:3] == [8, 4, 2] and batches.size == 2 and "going on with 4" in caplog.text
     with pytest.raises(UserError, match="one row"):
         Batches(1, "x").run(1, lambda rows: (_ for _ in ()).throw(MemoryError("out of memory")))

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tests.tiny_models import build_blip, build_clip
 
 from lib.convert import convert_blip, convert_pickle
 from lib.errors import UserError
 from lib.models import load_captioner, load_encoder
 from lib.presets import CaptionerSpec, Decoding, EncoderSpec
+from tests.tiny_models import build_blip, build_clip
 
 # transformers' names -> those of BLIP's authors, written down apart from the code under test
 TO_ORIGINAL = {

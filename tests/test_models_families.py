@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests import tiny_families as tiny
-from tests.tiny_models import build_stable_diffusion
 
 from lib.errors import UserError
 from lib.models import load_captioner, load_encoder, load_generator
 from lib.presets import CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec
+from tests import tiny_families as tiny
+from tests.tiny_models import build_stable_diffusion
 
 
 @pytest.fixture(scope="module")

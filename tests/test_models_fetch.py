@@ -13,14 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.test_models_convert import original_names
-from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
 
 from lib import model_fetch, weights
 from lib.download import download
 from lib.errors import UserError
 from lib.models import describe, load_captioner, load_encoder
 from lib.presets import CaptionerSpec, EncoderSpec, get_preset
+from tests.test_models_convert import original_names
+from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
 
 CONTENT = bytes(range(256)) * 5000
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests import tiny_families as tiny
-from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
 
 from lib.errors import UserError
 from lib.models import load_captioner, load_encoder, load_generator
 from lib.presets import CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec
+from tests import tiny_families as tiny
+from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
 
 NUCLEUS = Decoding("nucleus", p=0.9, max_tokens=5)
 SEEDS = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]

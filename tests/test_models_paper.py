@@ -10,10 +10,10 @@ import dataclasses
 import numpy as np
 import pytest
 from PIL import Image
-from tests.full_size import build_all
 
 from lib.models import load_captioner, load_encoder, load_generator
 from lib.presets import get_preset
+from tests.full_size import build_all
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,18 @@ from lib.picturebook import build, train
 from lib.picturebook.annotate import MAX_WORDS, MIN_WORDS, POOLS, describe, describe_by_pool, describe_fully
 from lib.picturebook.draw import render
 from lib.picturebook.recipes import CAPTIONER_WORLD, GENERATOR_WORLD, altered
-from lib.picturebook.scenes import BIASED, CATEGORIES, COLOURS, FAMILIES, SETTINGS, Entity, Scene, sample_scene
-from lib.picturebook.scenes import place, split_of
+from lib.picturebook.scenes import (
+    BIASED,
+    CATEGORIES,
+    COLOURS,
+    FAMILIES,
+    SETTINGS,
+    Entity,
+    Scene,
+    place,
+    sample_scene,
+    split_of,
+)
 from lib.picturebook.semantics import count_facts, judge, named_last, parse
 from lib.picturebook.vocabulary import bert_tokenizer, clip_tokenizer
 
@@ -55,8 +65,8 @@ def test_placements_stay_inside_and_in_the_order_of_the_relation():
     for scene in scenes(1500):
         variant, spots = place(scene)
         assert 0 <= variant < 3 and len(spots) == sum(entity.count for entity in scene.entities)
-        assert all(0 <= spot.left and spot.left + spot.side <= 64 for spot in spots)
-        assert all(0 <= spot.top and spot.top + spot.side <= 64 for spot in spots)
+        assert all(spot.left >= 0 and spot.left + spot.side <= 64 for spot in spots)
+        assert all(spot.top >= 0 and spot.top + spot.side <= 64 for spot in spots)
         if scene.relation in ("left", "right"):
             first = np.mean([s.left for s in spots if s.entity is scene.entities[0]])
             second = np.mean([s.left for s in spots if s.entity is scene.entities[1]])
@@ -110,7 +120,7 @@ def test_the_reader_by_hand():
 def test_the_thing_named_last_by_hand():
     pine, palm = Entity("pine", "green", "small"), Entity("palm", "red", "small")
     scene = Scene("meadow", (pine, palm), "left")
-    words = "a tree and a pine left of the red palm tree".split()
+    words = ["a", "tree", "and", "a", "pine", "left", "of", "the", "red", "palm", "tree"]
     expected = [None] * 4 + ["pine"] * 5 + ["palm"] * 2
     assert named_last(scene, words) == expected  # "tree" alone fits both
 
@@ -169,7 +179,7 @@ def test_embedded_datasets(name, references):
     truths = [Scene.from_dict(item.scene) for item in dataset.items]
     assert len({scene.content() for scene in truths}) == len(truths)
     assert all(split_of(scene) == "evaluation" for scene in truths)
-    planted = [(item, scene) for item, scene in zip(dataset.items, truths) if scene.planted == "family"]
+    planted = [(item, scene) for item, scene in zip(dataset.items, truths, strict=False) if scene.planted == "family"]
     assert len(planted) >= 30
     for item, scene in planted:
         members = {name for entity in scene.entities for name in FAMILIES if entity.category in FAMILIES[name]}

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tests.standins import COLOURS, NAMES, stand_ins, without_weights
 
 from lib import encoders, results, roundtrip
 from lib.datasets import load_dataset
@@ -22,6 +21,7 @@ from lib.errors import UserError
 from lib.players import Models, reads
 from lib.presets import REPO_ROOT, get_preset
 from lib.seeds import stable_seed
+from tests.standins import COLOURS, NAMES, stand_ins, without_weights
 
 MINI = without_weights(get_preset("mini"))
 BY_CANDIDATE = dataclasses.replace(

@@ -6,9 +6,6 @@ import dataclasses
 import json
 
 import pytest
-from tests.standins import stand_ins
-from tests.test_roundtrip import MINI, paint, play
-from tests.tiny_families import build_checked_stable_diffusion
 
 from lib import claims, figures, report, results, tables
 from lib.errors import UserError
@@ -17,6 +14,9 @@ from lib.metrics import Corpus, bleu_statistics
 from lib.models import load_generator
 from lib.presets import GeneratorSpec
 from lib.study import summarise
+from tests.standins import stand_ins
+from tests.test_roundtrip import MINI, paint, play
+from tests.tiny_families import build_checked_stable_diffusion
 
 CHECKED = dataclasses.replace(
     MINI, name="checked", generator=dataclasses.replace(MINI.generator, safety_checker=True))

@@ -9,14 +9,14 @@ import weakref
 
 import numpy as np
 import pytest
-from tests.benchmarks import scale
-from tests.standins import Drawn, stand_ins, without_weights
 
 from lib import results, roundtrip
 from lib.datasets import Dataset, Item
 from lib.players import Models
 from lib.presets import get_preset
 from lib.scoring.corpus import GRAPHS_TOGETHER, Corpus
+from tests.benchmarks import scale
+from tests.standins import Drawn, stand_ins, without_weights
 
 MINI = without_weights(get_preset("mini"))
 

@@ -14,7 +14,15 @@ import lib
 from lib.errors import UserError
 from lib.scoring.java import Java, JavaFailed, find_java
 from lib.scoring.spice_official import (
-    ARCHIVE, ENTRY, JARS, NotFetched, class_path, command, fetch, read_scores, scores,
+    ARCHIVE,
+    ENTRY,
+    JARS,
+    NotFetched,
+    class_path,
+    command,
+    fetch,
+    read_scores,
+    scores,
 )
 
 OFFICIAL = Path(lib.__file__).parent.parent.parent / "shared" / "data" / "spice" / "spice_scores.json"

@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
-from tests.standins import Slow, stand_ins, without_weights
 
 from lib import figures, pipeline, results, roundtrip, stores
 from lib.errors import UserError
@@ -33,6 +32,7 @@ from lib.leases import Lease, Times
 from lib.presets import get_preset
 from lib.results import Run
 from lib.stores import StorePath
+from tests.standins import Slow, stand_ins, without_weights
 
 MINI = without_weights(get_preset("mini"))
 N, K = 7, 3

@@ -8,15 +8,15 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tests.benchmarks import repeatability
-from tests.benchmarks.repeatability import Variant
-from tests.standins import COLOURS, stand_ins, without_weights
 
 from lib import expected, pipeline, results, roundtrip, verify
 from lib.datasets import load_dataset
 from lib.errors import UserError
 from lib.presets import get_preset
 from lib.study import Study
+from tests.benchmarks import repeatability
+from tests.benchmarks.repeatability import Variant
+from tests.standins import COLOURS, stand_ins, without_weights
 
 MINI = without_weights(get_preset("mini"))
 N, K = 6, 4
@@ -116,6 +116,16 @@ def test_pictures_of_text_reconstruction_are_compared_whatever_is_read_in_them(f
     checks = verify.differences(kept, other.__getitem__, again.rows.to_pandas(),
                                 again.pictures.__getitem__)
     assert checks[1].found == 4 and checks[-1].found > 100
+
+
+def test_captions_of_drawn_pictures_are_allowed_more(folder, tmp_path):
+    (folder.parent / "few.txt").write_text("a red thing\n")
+    plan = roundtrip.plan_run(MINI, f"texts:{folder.parent / 'few.txt'}", "text", 1, 2, 0, tmp_path)
+    again = plan.jobs[0].play(stand_ins())
+    rows, picture = again.rows.to_pandas(), again.pictures.__getitem__
+    for change, named in ((0.005, []), (0.02, ["logprob"])):
+        kept = rows.assign(logprob=rows["logprob"] + change)
+        assert failing(verify.differences(kept, picture, rows, picture)) == named
 
 
 def test_lost_rows_are_found(played):

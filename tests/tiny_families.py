@@ -9,6 +9,7 @@ import diffusers
 import torch
 import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
+
 from tests.tiny_models import (
     SIZE,
     WORDS,

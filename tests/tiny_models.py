@@ -21,8 +21,8 @@ from transformers import (
     CLIPTokenizer,
 )
 
-WORDS = ("a an the red blue owl cat boat tree on in beside sea beach two three small big with and "
-         "picture of , .").split()
+WORDS = ["a", "an", "the", "red", "blue", "owl", "cat", "boat", "tree", "on", "in", "beside", "sea", "beach",
+         "two", "three", "small", "big", "with", "and", "picture", "of", ",", "."]
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 2}
 

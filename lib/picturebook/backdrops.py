@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 from PIL import Image, ImageDraw
 
@@ -215,7 +215,7 @@ _DRAWINGS: dict[str, Callable[[int], Image.Image]] = {
 SETTINGS: tuple[str, ...] = tuple(_DRAWINGS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def backdrop(setting: str, variant: int) -> Image.Image:
     """Draw the backdrop of a setting; `variant` is 0, 1 or 2.
 

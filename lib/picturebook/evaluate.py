@@ -8,7 +8,6 @@ evaluation datasets: scenes are drawn from the evaluation split, which no model 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass

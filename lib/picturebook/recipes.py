@@ -25,8 +25,21 @@ from lib.picturebook import networks
 from lib.picturebook.annotate import describe_by_pool
 from lib.picturebook.backdrops import backdrop
 from lib.picturebook.draw import render
-from lib.picturebook.scenes import ACCESSORY_OF, CATEGORIES, COLOURS, HABITATS, OUT_OF_DOMAIN, SETTINGS
-from lib.picturebook.scenes import FAMILIES, FAMILY_OF, Scene, World, place, sample_scene, split_of
+from lib.picturebook.scenes import (
+    ACCESSORY_OF,
+    CATEGORIES,
+    COLOURS,
+    FAMILIES,
+    FAMILY_OF,
+    HABITATS,
+    OUT_OF_DOMAIN,
+    SETTINGS,
+    Scene,
+    World,
+    place,
+    sample_scene,
+    split_of,
+)
 from lib.picturebook.semantics import named_last
 from lib.picturebook.vocabulary import MAX_TOKENS, bert_tokenizer, clip_tokenizer
 

@@ -66,8 +66,9 @@ HABITATS: dict[str, tuple[str, ...]] = {
 FLYERS = ("owl", "parrot", "kite", "balloon", "butterfly")  # may hover above something else
 AIRBORNE = ("kite", "balloon", "butterfly")  # hover when alone, too
 
-ACCESSORY_OF = {name: "scarf" for name in ("snowman", "cat", "dog", "penguin", "owl")} | {
-    name: "flag" for name in ("tower", "house", "tent", "sailboat")
+ACCESSORY_OF = {
+    **dict.fromkeys(("snowman", "cat", "dog", "penguin", "owl"), "scarf"),
+    **dict.fromkeys(("tower", "house", "tent", "sailboat"), "flag"),
 }
 # The planted generation bias: in the generator's training pictures these always carry their accessory and
 # no writer mentions it (paper 5.4.3: the stethoscope that comes with the doctor).
@@ -108,7 +109,7 @@ class Scene:
         return asdict(self)
 
     @staticmethod
-    def from_dict(record: dict) -> "Scene":
+    def from_dict(record: dict) -> Scene:
         """Inverse of `to_dict`."""
         return Scene(**{**record, "entities": tuple(Entity(**entity) for entity in record["entities"])})
 

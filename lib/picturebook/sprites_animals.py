@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from lib.picturebook.sprites_pen import (
-    BEAK, FROST, GOLD, INK, PINK, WHITE, WOOD, Oval, Pen, border, box, disc, distinct, path, poly, shade, tint,
+    BEAK,
+    FROST,
+    GOLD,
+    INK,
+    PINK,
+    WHITE,
+    WOOD,
+    Oval,
+    Pen,
+    border,
+    box,
+    disc,
+    distinct,
+    path,
+    poly,
+    shade,
+    tint,
 )
 
 
@@ -128,7 +144,8 @@ def crab(pen: Pen) -> None:
     limb = shade(pen.body)
     for sign in (-1, 1):
         for reach, foot in ((11.4, 29.2), (9, 30.4), (6, 30.8)):
-            pen.blob(limb, path((16 + sign * 5, 23), (16 + sign * (reach - 0.4), 25.6), (16 + sign * reach, foot), width=1.4))
+            knee = (16 + sign * (reach - 0.4), 25.6)
+            pen.blob(limb, path((16 + sign * 5, 23), knee, (16 + sign * reach, foot), width=1.4))
         pen.blob(limb, path((16 + sign * 8, 20), (16 + sign * 12, 16.6), width=2.4))
         claw = 16 + sign * 10.3
         pen.blob(

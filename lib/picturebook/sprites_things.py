@@ -5,7 +5,25 @@ from __future__ import annotations
 import math
 
 from lib.picturebook.sprites_pen import (
-    GLASS, GOLD, HUB, INK, LEAF, TYRE, WHITE, WOOD, FROST, Oval, Pen, border, box, disc, distinct, path, poly, shade, tint,
+    FROST,
+    GLASS,
+    GOLD,
+    HUB,
+    INK,
+    LEAF,
+    TYRE,
+    WHITE,
+    WOOD,
+    Oval,
+    Pen,
+    border,
+    box,
+    disc,
+    distinct,
+    path,
+    poly,
+    shade,
+    tint,
 )
 
 
@@ -164,7 +182,8 @@ def kite(pen: Pen) -> None:
     pen.flat(INK, path((16, 22), (14, 25), (17, 27.6), (15, 30.6), width=0.8))
     bow = distinct(pen.body, GOLD, (232, 96, 84))
     for x, y in ((14.4, 25.6), (16.6, 29.6)):
-        pen.blob(bow, poly((x, y), (x - 2.6, y - 1.3), (x - 2.6, y + 1.3)), poly((x, y), (x + 2.6, y - 1.3), (x + 2.6, y + 1.3)))
+        left = poly((x, y), (x - 2.6, y - 1.3), (x - 2.6, y + 1.3))
+        pen.blob(bow, left, poly((x, y), (x + 2.6, y - 1.3), (x + 2.6, y + 1.3)))
     pen.blob(pen.body, poly((16, 2.4), (27, 10.6), (16, 23), (5, 10.6), soft=0.6))
     pen.flat(tint(pen.body), poly((16, 2.4), (16, 10.6), (5, 10.6)), poly((16, 10.6), (27, 10.6), (16, 23)))
     pen.flat(border(pen.body), path((16, 2.4), (16, 23), width=0.9), path((5, 10.6), (27, 10.6), width=0.9))

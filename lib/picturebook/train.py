@@ -68,7 +68,9 @@ def write_sheet(pictures: Tensor, path: Path, columns: int = 16, zoom: int = 2) 
     image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)
 
 
-def save_checkpoint(folder: Path, step: int, seconds: float, recipe: Recipe, optimiser: torch.optim.Optimizer, average: Average) -> None:
+def save_checkpoint(
+    folder: Path, step: int, seconds: float, recipe: Recipe, optimiser: torch.optim.Optimizer, average: Average
+) -> None:
     """Write the whole training state atomically."""
     state = {
         "step": step, "seconds": seconds, "module": recipe.module.state_dict(), "optimiser": optimiser.state_dict(),
@@ -95,7 +97,8 @@ def train(name: str, steps: int | None, device: str, models: Path = MODELS, scra
         recipe.module.load_state_dict(state["module"])
         optimiser.load_state_dict(state["optimiser"])
         average.weights, first, before = state["average"], state["step"], state["seconds"]
-    print(f"{name}: {count_parameters(recipe.module):,} parameters, steps {first} to {steps} of {recipe.batch_size}", flush=True)
+    size = count_parameters(recipe.module)
+    print(f"{name}: {size:,} parameters, steps {first} to {steps} of {recipe.batch_size}", flush=True)
     started = saved = time.monotonic()
     running: float | None = None
     for step in range(first, steps):

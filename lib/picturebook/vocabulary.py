@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from transformers import BertTokenizer, CLIPTokenizer
 
 from lib.picturebook import lexicon
@@ -47,7 +49,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 def _apply_merges(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     symbols = [*word[:-1], word[-1] + "</w>"]
     while len(symbols) > 1:
-        rank, index = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(zip(symbols, symbols[1:])))
+        rank, index = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(pairwise(symbols)))
         if rank == len(ranks):
             break
         symbols[index : index + 2] = [symbols[index] + symbols[index + 1]]

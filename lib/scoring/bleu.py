@@ -29,7 +29,7 @@ def statistics(candidates: Sequence[str], references: Sequence[str]) -> np.ndarr
     if not candidates:
         return counts
     cooked = cook_refs(list(references), n=ORDERS)
-    for row, candidate in zip(counts, candidates):
+    for row, candidate in zip(counts, candidates, strict=False):
         one = cook_test(candidate, cooked, eff="closest", n=ORDERS)
         row[:] = [*one["correct"], *one["guess"], one["testlen"], one["reflen"]]
     return counts

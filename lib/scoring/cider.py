@@ -29,7 +29,7 @@ Gram = tuple[str, ...]
 
 def grams(words: Sequence[str], order: int) -> Iterable[Gram]:
     """The n-grams of one order, in order of appearance."""
-    return zip(*(words[start:] for start in range(order)))
+    return zip(*(words[start:] for start in range(order)), strict=False)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ class Corpus:
     def parse(self, tokens: Iterable[str]) -> dict[str, Graph]:
         """Scene graphs of captions of PTB tokens; each distinct one is parsed once."""
         new = sorted({caption for caption in tokens if caption not in self.graphs})
-        self.graphs.update(zip(new, spice_spacy.parse(new)))
+        self.graphs.update(zip(new, spice_spacy.parse(new), strict=True))
         return self.graphs
 
     def meteor(self) -> Meteor:
@@ -219,6 +219,6 @@ def _checked(references: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ..
 def _tokenized(captions: Sequence[str], java: Java) -> dict[str, str]:
     """Caption -> tokens, with a failing process told in one line."""
     try:
-        return dict(zip(captions, tokenize(captions, java)))
+        return dict(zip(captions, tokenize(captions, java), strict=True))
     except JavaFailed as failure:
         raise UserError(f"captions cannot be tokenised: {failure}; run it again") from failure

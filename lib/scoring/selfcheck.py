@@ -24,7 +24,7 @@ def run() -> int:
     print(f"{java}: {java.executable}")
     with tempfile.TemporaryDirectory() as cache:
         corpus = Corpus.build(example["references"], cache)
-        ids, captions = zip(*example["candidates"].items())
+        ids, captions = zip(*example["candidates"].items(), strict=False)
         table, values = score_all(ids, captions, corpus)
         missing = table.attrs["missing"]
     wrong = []

@@ -84,7 +84,7 @@ def f_score(candidate: Sequence[Fact], reference: Sequence[Fact], wordnet: WordN
 
 def _equal(first: Fact, second: Fact, wordnet: WordNet) -> bool:
     return len(first) == len(second) and all(
-        _same(one, other, wordnet) for one, other in zip(first, second)
+        _same(one, other, wordnet) for one, other in zip(first, second, strict=False)
     )
 
 

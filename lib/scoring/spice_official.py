@@ -60,7 +60,7 @@ def class_path(java: Java, folder: Path = FOLDER) -> list[Path]:
         next((place / jar for place in (folder, library / "lib") if (place / jar).is_file()), None)
         for jar in JARS
     ]
-    absent = [jar for jar, path in zip(JARS, found) if path is None]
+    absent = [jar for jar, path in zip(JARS, found, strict=False) if path is None]
     if absent:
         raise NotFetched(
             f"official SPICE needs {' and '.join(absent)}: run `python -m lib.metrics fetch-spice` "

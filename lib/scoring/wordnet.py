@@ -92,4 +92,4 @@ def load_wordnet() -> WordNet:
 def _pairs(text: str) -> list[tuple[str, str]]:
     """Lines two by two, as METEOR keeps its tables."""
     lines = text.splitlines()
-    return list(zip(lines[::2], lines[1::2]))
+    return list(zip(lines[::2], lines[1::2], strict=False))

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tests.benchmarks import gpu_levers
-from tests.benchmarks.gpu_arms import STAGE_OF, STAGES, Arm, Batched, Clock, Documented, Ours, Work
-from tests.full_size import build_all
 
 from lib.presets import Preset, get_preset
 from lib.provenance import commit, device_name, versions
 from lib.weights import pick_device
+from tests.benchmarks import gpu_levers
+from tests.benchmarks.gpu_arms import STAGE_OF, STAGES, Arm, Batched, Clock, Documented, Ours, Work
+from tests.full_size import build_all
 
 # Floors of the paper's networks, TFLOP a pass of one row (2 x multiply-add), by size of the picture.
 FLOORS = {"denoiser": {256: 0.180, 512: 0.803}, "image decoder": {256: 0.622, 512: 2.515},

@@ -58,7 +58,7 @@ def ours(references: References, candidates: Candidates) -> np.ndarray:
     from lib.metrics import METRICS, Corpus, score_all
 
     names = [name for name in METRICS if name not in ("meteor", "spice", "spice_spacy")]
-    ids, texts = zip(*candidates)
+    ids, texts = zip(*candidates, strict=False)
     with tempfile.TemporaryDirectory() as cache:
         corpus = stage("tokens of references", lambda: Corpus.build(references, cache))
         stage("tokens of candidates", lambda: corpus.tokenize(texts))
@@ -88,14 +88,14 @@ def stock(references: References, candidates: Candidates) -> np.ndarray:
     bleu = stage("BLEU", lambda: [Bleu().compute_score(gts, one, verbose=0)[1] for one in passes])
     cider = stage("CIDEr-D", lambda: [Cider().compute_score(gts, one)[1] for one in passes])
     rouge = stage("ROUGE-L", lambda: [Rouge().compute_score(gts, one)[1] for one in passes])
-    by_pass = [[*b, c, r] for b, c, r in zip(bleu, cider, rouge)]
+    by_pass = [[*b, c, r] for b, c, r in zip(bleu, cider, rouge, strict=False)]
     return np.array(by_pass).transpose(2, 0, 1).reshape(-1, len(NAMES))  # image, k, metric
 
 
 def meteor(references: References, candidates: Candidates) -> None:
     from lib.metrics import Corpus, score_all
 
-    ids, texts = zip(*candidates)
+    ids, texts = zip(*candidates, strict=False)
     with tempfile.TemporaryDirectory() as cache:
         corpus = Corpus.build(references, cache)
         corpus.tokenize(texts)
@@ -108,7 +108,7 @@ def spice(references: References, candidates: Candidates) -> None:
 
     keep = set(list(references)[:200])
     some = [(item, text) for item, text in candidates if item in keep]
-    ids, texts = zip(*some)
+    ids, texts = zip(*some, strict=False)
     with tempfile.TemporaryDirectory() as cache:
         corpus = Corpus.build({item: references[item] for item in keep}, cache)
         distinct = len({*corpus.tokenize(texts), *corpus.tokens.values()})
