@@ -23,6 +23,7 @@ from lib.players import Models, describe_models, load_models
 from lib.presets import Preset
 
 _CONTEXT = multiprocessing.get_context("spawn")
+PATIENCE = 10.0  # seconds that a dismissed worker has to end
 
 
 def play_in_processes(jobs: Sequence[Job], preset: Preset, workers: int, load: Load | None,
@@ -39,8 +40,10 @@ def play_in_processes(jobs: Sequence[Job], preset: Preset, workers: int, load: L
         _serve(crew, ledger, hooks, functools.partial(_hire, workers=workers, preset=preset, load=load))
     finally:
         for worker in crew:
-            worker.process.terminate()  # idle, or the run ends on an error: files are whole or absent
+            _dismiss(worker)
         for worker in crew:
+            worker.process.join(PATIENCE)
+            worker.process.kill()  # of no effect on one that has ended
             worker.process.join()
     ledger.conclude()
 
@@ -73,6 +76,17 @@ def _hire(number: int, workers: int, preset: Preset, load: Load | None) -> _Work
     process.start()
     theirs.close()  # so that the pipe ends with the process
     return _Worker(number, process, ours)
+
+
+def _dismiss(worker: _Worker) -> None:
+    """End a worker: an idle one goes by itself once its pipe ends, and leaves nothing behind.
+
+    Another is in the middle of something that nobody waits for: files are whole or absent.
+    """
+    idle = worker.ready and worker.job is None
+    worker.pipe.close()
+    if not idle:
+        worker.process.terminate()
 
 
 def _serve(crew: list[_Worker], ledger: Ledger, hooks: Hooks, hire: functools.partial) -> None:
