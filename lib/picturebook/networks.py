@@ -136,3 +136,14 @@ def count_parameters(module: nn.Module) -> int:
 def to_unit(pixels: Tensor) -> Tensor:
     """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [-1, 1], as the autoencoder and the probe take it."""
     return pixels.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
+
+
+def picture_loss(error: Tensor) -> Tensor:
+    """L1 + L2 + L1 of the image gradients of an error (B, 3, H, W): plain L2 alone leaves shapes blurred."""
+    down, right = error.diff(dim=2).abs().mean(), error.diff(dim=3).abs().mean()
+    return error.abs().mean() + error.square().mean() + down + right
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3)."""
+    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

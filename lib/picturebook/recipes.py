@@ -122,7 +122,8 @@ class AutoencoderRecipe(Recipe):
         error = self.module.decoder(noisy).float() - pixels
         # Backdrops are learnt first; from then on an error on a thing counts five times.
         focus = 4.0 if step >= self.focus_from else 0.0
-        return picture_loss(error * (1.0 + focus * batch["things"].unsqueeze(1))) + 1e-3 * latents.float().square().mean()
+        weighted = error * (1.0 + focus * batch["things"].unsqueeze(1))
+        return networks.picture_loss(weighted) + 1e-3 * latents.float().square().mean()
 
     def export(self, module: nn.Module) -> None:
         with torch.no_grad():
@@ -137,18 +138,7 @@ class AutoencoderRecipe(Recipe):
         scenes = [sample_scene(random.Random(i), split="validation") for i in range(16)]
         pixels = draw_pixels(scenes)
         decoded = module.decoder(module.encoder(networks.to_unit(pixels).to(self.device))).cpu()
-        return torch.stack([pixels, to_bytes(decoded)])
-
-
-def picture_loss(error: Tensor) -> Tensor:
-    """L1 + L2 + L1 of the image gradients of an error (B, 3, H, W): plain L2 alone leaves shapes blurred."""
-    down, right = error.diff(dim=2).abs().mean(), error.diff(dim=3).abs().mean()
-    return error.abs().mean() + error.square().mean() + down + right
-
-
-def to_bytes(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3)."""
-    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return torch.stack([pixels, networks.to_bytes(decoded)])
 
 
 class DecoderRecipe(AutoencoderRecipe):
@@ -170,7 +160,7 @@ class DecoderRecipe(AutoencoderRecipe):
             latents = self.module.encoder(pixels)
         noisy = latents + 0.1 * torch.randn(latents.shape, generator=noise).to(latents)
         error = self.module.decoder(noisy).float() - pixels
-        return picture_loss(error * (1.0 + 2.0 * batch["things"].unsqueeze(1)))
+        return networks.picture_loss(error * (1.0 + 2.0 * batch["things"].unsqueeze(1)))
 
     def export(self, module: nn.Module) -> None:
         halved(module).save_pretrained(self.models / "generator" / "vae")
