@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -141,3 +142,28 @@ def without_weights(preset: Preset) -> Preset:
     parts = {name: replace(getattr(preset, name), id=f"standin/{name}", revision="1")
              for name in ("captioner", "generator", "encoder", "judge")}
     return replace(preset, **parts)
+
+
+class Spoilt:
+    """An encoder with one value for every component of the embedding of pictures of one shape."""
+
+    def __init__(self, encoder, value: float, shape: tuple[int, int, int]) -> None:
+        self.encoder, self.value, self.shape = encoder, value, shape
+
+    def embed_texts(self, texts):
+        return self.encoder.embed_texts(texts)
+
+    def embed_images(self, images):
+        vectors = self.encoder.embed_images(images)
+        vectors[[np.asarray(image).shape == self.shape for image in images]] = self.value
+        return vectors
+
+
+def write_pictures(folder: Path, n: int, seed: int) -> str:
+    """Draw n small noisy pictures without captions, whose scores need no Java; the dataset's name."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        pixels = np.clip(rng.integers(20, 235, 3) + rng.normal(0, 30, (8, 8, 3)), 0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:02d}.png")
+    return f"folder:{folder}"

@@ -28,7 +28,7 @@ from lib.models import load_encoder
 from lib.players import Models
 from lib.presets import REPO_ROOT, EncoderSpec, get_preset
 from lib.scoring.java import find_java
-from tests.standins import stand_ins, without_weights
+from tests.standins import Spoilt, stand_ins, without_weights
 
 MINI = without_weights(get_preset("mini"))
 N, K = 6, 2
@@ -241,28 +241,13 @@ def test_odd_texts_are_played(tmp_path):
 # --- models ------------------------------------------------------------------------------------
 
 
-class Useless:
-    """An encoder with one value for every component of the last picture's embedding."""
-
-    def __init__(self, encoder, value: float) -> None:
-        self.encoder, self.value = encoder, value
-
-    def embed_texts(self, texts):
-        return self.encoder.embed_texts(texts)
-
-    def embed_images(self, images):
-        vectors = self.encoder.embed_images(images)
-        vectors[[np.asarray(image).shape == (5, 5, 3) for image in images]] = self.value
-        return vectors
-
-
 @pytest.mark.parametrize(("value", "what"), [(0.0, "is zero"), (np.nan, "is not finite"),
                                              (np.inf, "is not finite")])
 def test_useless_embeddings(value, what, pictures):
     Image.new("RGB", (5, 5), "red").save(pictures / LAST)
     models = stand_ins()
     with pytest.raises(UserError) as error:
-        play(pictures, dataclasses.replace(models, encoder=Useless(models.encoder, value)))
+        play(pictures, dataclasses.replace(models, encoder=Spoilt(models.encoder, value, (5, 5, 3))))
     told(error.value, f"item {LAST} {what}", "check that item and the model's weights")
     assert finished(pictures) == 3
 

@@ -14,13 +14,11 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from lib import roundtrip
 from lib.presets import get_preset
-from tests.standins import Slow, stand_ins, without_weights
+from tests.standins import Slow, stand_ins, without_weights, write_pictures
 
 MINI = without_weights(get_preset("mini"))
 N, K = 13, 3
@@ -31,14 +29,7 @@ TABLES = ("rows.parquet", "baselines.parquet")
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Pictures without captions: their scores need no Java."""
-    folder = tmp_path_factory.mktemp("faults") / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(11)
-    for i in range(N):
-        base = rng.integers(20, 235, 3)
-        pixels = np.clip(base + rng.normal(0, 30, (8, 8, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
-    return f"folder:{folder}"
+    return write_pictures(tmp_path_factory.mktemp("faults") / "pictures", N, 11)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from lib.errors import UserError
 from lib.players import Models, reads
 from lib.presets import REPO_ROOT, get_preset
 from lib.seeds import stable_seed
-from tests.standins import COLOURS, NAMES, stand_ins, without_weights
+from tests.standins import COLOURS, NAMES, Spoilt, stand_ins, without_weights
 
 MINI = without_weights(get_preset("mini"))
 BY_CANDIDATE = dataclasses.replace(
@@ -295,7 +295,6 @@ def test_shard_of_other_sources_is_played_again(uncut, bare, tmp_path, capsys):
 
 KILLED = """
 import sys
-sys.path.insert(0, ".")
 from pathlib import Path
 from tests.standins import Slow, stand_ins, without_weights
 from lib import roundtrip
@@ -338,27 +337,12 @@ def test_flagged_pictures_are_counted_and_left_out(captioned, tmp_path, task):
         assert source["selected"].sum() == 1
 
 
-class Broken:
-    """An encoder that fails for one kind of content."""
-
-    def __init__(self, encoder, value: float) -> None:
-        self.encoder, self.value = encoder, value
-
-    def embed_texts(self, texts):
-        return self.encoder.embed_texts(texts)
-
-    def embed_images(self, images):
-        vectors = self.encoder.embed_images(images)
-        vectors[[np.asarray(i).shape == (12, 10, 3) for i in images]] = self.value
-        return vectors
-
-
 @pytest.mark.parametrize(("value", "problem"), [(np.nan, "not finite"), (0.0, "is zero"),
                                                 (np.inf, "not finite")])
 @pytest.mark.parametrize("who", ["encoder", "judge"])
 def test_useless_embeddings_name_the_item(bare, tmp_path, value, problem, who):
     models = stand_ins()
-    models = dataclasses.replace(models, **{who: Broken(getattr(models, who), value)})
+    models = dataclasses.replace(models, **{who: Spoilt(getattr(models, who), value, (12, 10, 3))})
     with pytest.raises(UserError, match=rf"{who}'s embedding of item 00\.png is.*{problem.split()[-1]}"):
         play(bare, tmp_path, models=models)
 

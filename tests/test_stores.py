@@ -23,7 +23,6 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from PIL import Image
 
 from lib import figures, pipeline, results, roundtrip, stores
 from lib.errors import UserError
@@ -32,7 +31,7 @@ from lib.leases import Lease, Times
 from lib.presets import get_preset
 from lib.results import Run
 from lib.stores import StorePath
-from tests.standins import Slow, stand_ins, without_weights
+from tests.standins import Slow, stand_ins, without_weights, write_pictures
 
 MINI = without_weights(get_preset("mini"))
 N, K = 7, 3
@@ -94,13 +93,7 @@ fsspec.register_implementation("driverless", "no_such_package.files.Files", errt
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Pictures without captions: their scores need no Java."""
-    folder = tmp_path_factory.mktemp("stores") / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(3)
-    for i in range(N):
-        pixels = np.clip(rng.integers(20, 235, 3) + rng.normal(0, 30, (8, 8, 3)), 0, 255)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    return f"folder:{folder}"
+    return write_pictures(tmp_path_factory.mktemp("stores") / "pictures", N, 3)
 
 
 def play(pictures, root, **options):
