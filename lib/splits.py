@@ -8,6 +8,7 @@ sample is taken from these test pictures. ``data/splits/karpathy_test.txt`` has 
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def as_text(data: dict[str, Any]) -> str:
 
 def main() -> None:
     """``python -m lib.splits``: write the split file again."""
+    argparse.ArgumentParser(prog="python -m lib.splits", description=__doc__.splitlines()[0]).parse_args()
     try:
         KARPATHY_SPLIT.write_text(as_text(record(official_ids())), encoding="utf-8")
     except UserError as error:

@@ -307,6 +307,9 @@ def read_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not (options.build or options.part) and (options.photos is None or options.captions is None):
         parser.error("give --photos and --captions")
+    for path in (options.photos, options.captions):
+        if path is not None and not path.exists():
+            parser.error(f"{path} does not exist: give a folder of photographs and their captions file")
     return options
 
 
