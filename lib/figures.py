@@ -224,7 +224,8 @@ def rank_panel(
         low, high = rhos[dataset].interval()
         text = f"{labels.short_label(dataset)}\nρ = {rhos[dataset].value:.2f}\n"
         spread = factor * profiles[dataset]["sd"].mean()
-        text += f"[{low:.2f}, {high:.2f}]\nSD {spread:.{0 if spread >= 10 else 2}f}"
+        text += "no interval\n" if np.isnan(low) else f"[{low:.2f}, {high:.2f}]\n"
+        text += f"SD {spread:.{0 if spread >= 10 else 2}f}"
         ax.annotate(
             text.replace("-0.", "−0."),
             (1.02, y),

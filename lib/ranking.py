@@ -32,8 +32,8 @@ class Estimate:
     left_out: int = 0
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Percentile interval, (nan, nan) where no resample is defined."""
-        defined = self.samples[np.isfinite(self.samples)]
+        """Percentile interval, (nan, nan) where no resample is defined or only one source was used."""
+        defined = self._defined()
         if defined.size == 0:
             return float("nan"), float("nan")
         low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
@@ -41,11 +41,15 @@ class Estimate:
 
     def p_value(self) -> float:
         """Two-sided bootstrap p against zero; never below 2 / (B + 1), NaN if undefined."""
-        defined = self.samples[np.isfinite(self.samples)]
+        defined = self._defined()
         if defined.size == 0:
             return float("nan")
         tail = min(np.sum(defined <= 0), np.sum(defined >= 0))
         return float(min(1.0, 2 * (tail + 1) / (defined.size + 1)))
+
+    def _defined(self) -> np.ndarray:
+        """The usable resamples: none of a single source, whose resamples are all the same."""
+        return self.samples[np.isfinite(self.samples)] if self.n > 1 else self.samples[:0]
 
     def scaled(self, factor: float) -> Estimate:
         """The same estimate in another unit."""

@@ -235,6 +235,13 @@ def test_holm_by_hand() -> None:
     np.testing.assert_allclose(ranking.holm_levels(p), [1 - 0.05 / 3, 0.95, 0.975, NAN])
 
 
+def test_a_single_source_has_no_interval() -> None:
+    one = ranking.paired_gain(np.array([1.0]), np.array([1.4]), np.random.default_rng(0))
+    assert one.value == pytest.approx(40.0) and np.isnan(one.interval()).all() and np.isnan(one.p_value())
+    two = ranking.paired_gain(np.array([1.0, 2.0]), np.array([1.4, 2.2]), np.random.default_rng(0))
+    assert np.isfinite(two.interval()).all() and np.isfinite(two.p_value())
+
+
 def test_p_value_is_two_sided_and_never_zero() -> None:
     always = ranking.Estimate(1.0, np.ones(1999), 10)
     assert always.p_value() == pytest.approx(2 / 2000)
