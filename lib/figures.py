@@ -225,7 +225,7 @@ def rank_panel(
         text = f"{labels.short_label(dataset)}\nρ = {rhos[dataset].value:.2f}\n"
         spread = factor * profiles[dataset]["sd"].mean()
         text += "no interval\n" if np.isnan(low) else f"[{low:.2f}, {high:.2f}]\n"
-        text += f"SD {spread:.{0 if spread >= 10 else 2}f}"
+        text += "" if np.isnan(spread) else f"SD {spread:.{0 if spread >= 10 else 2}f}"
         ax.annotate(
             text.replace("-0.", "−0."),
             (1.02, y),
