@@ -49,7 +49,9 @@ class Fragile:
 class Doomed:
     """A captioner that gets stuck on the doomed machine once it has captioned some pictures there.
 
-    It leaves a file when it has played, and one when it is stuck.
+    It leaves a file when it has played, and one when it is stuck. On the other machine it plays one
+    picture, then waits until the doomed one is stuck: it could play all the rest in the time that a
+    busy machine takes to start the other's actor.
     """
 
     def __init__(self, captioner, notes: Path) -> None:
@@ -60,9 +62,19 @@ class Doomed:
         if machine == "doomed" and self.played == 2:
             (self.notes / "stuck").touch()
             time.sleep(600)
+        if machine == "safe" and self.played == 1:
+            self.await_stuck()
         self.played += 1
         (self.notes / machine).touch()
         return self.captioner.caption(images, seeds, decoding)
+
+    def await_stuck(self):
+        """Wait until the doomed machine is stuck; TimeoutError if it never plays."""
+        end = time.monotonic() + 120
+        while not (self.notes / "stuck").exists():
+            if time.monotonic() > end:
+                raise TimeoutError("the doomed machine did not play within two minutes")
+            time.sleep(0.05)
 
 
 def fragile(once: Path | None = None) -> Models:
