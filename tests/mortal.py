@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from lib.players import Models
+from lib.scoring.meteor import Meteor
 from tests.standins import COLOURS, stand_ins
 
 DEADLY = 5  # the place of the picture that some players here cannot bear
@@ -61,7 +63,7 @@ class Doomed:
         machine = "doomed" if DOOMED in os.environ else "safe"
         if machine == "doomed" and self.played == 2:
             (self.notes / "stuck").touch()
-            time.sleep(600)
+            time.sleep(3600)
         if machine == "safe" and self.played == 1:
             self.await_stuck()
         self.played += 1
@@ -70,10 +72,10 @@ class Doomed:
 
     def await_stuck(self):
         """Wait until the doomed machine is stuck; TimeoutError if it never plays."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 480
         while not (self.notes / "stuck").exists():
             if time.monotonic() > end:
-                raise TimeoutError("the doomed machine did not play within two minutes")
+                raise TimeoutError("the doomed machine did not play within eight minutes")
             time.sleep(0.05)
 
 
@@ -87,6 +89,18 @@ def doomed(notes: Path) -> Models:
     """Players that get stuck on the doomed machine."""
     models = stand_ins()
     return dataclasses.replace(models, captioner=Doomed(models.captioner, notes))
+
+
+def kill_when_asked(meteor: Meteor) -> None:
+    """Hold a METEOR still, so that it cannot answer, and kill it in the middle of a conversation."""
+    meteor.process.send_signal(signal.SIGSTOP)
+
+    def kill() -> None:
+        while not meteor.lock.locked():
+            time.sleep(0.02)
+        meteor.process.kill()
+
+    threading.Thread(target=kill, daemon=True).start()
 
 
 def no_memory() -> Models:

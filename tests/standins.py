@@ -7,8 +7,9 @@ colour word it finds, the encoder embeds pictures and texts in one space of colo
 from __future__ import annotations
 
 import hashlib
+import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,6 +121,21 @@ def stand_ins(flag: str | None = None) -> Models:
     """A full set of players; pictures of texts with ``flag`` in them come back flagged."""
     return Models(ColourCaptioner(), ColourGenerator(flag=flag), ColourEncoder(),
                   ColourEncoder(bias=0.8))
+
+
+class Heard(io.StringIO):
+    """A place for messages, such as stderr, that does something as soon as it hears the first one."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        super().__init__()
+        self.then = then
+
+    def write(self, text: str) -> int:
+        first = not self.getvalue()
+        length = super().write(text)
+        if first:
+            self.then()
+        return length
 
 
 class Slow:

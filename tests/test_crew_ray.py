@@ -173,7 +173,7 @@ def test_a_node_that_is_lost_costs_no_row(cluster, pictures, alone, tmp_path, ca
     killer = threading.Thread(target=kill_when_stuck, daemon=True)
     killer.start()
     run = play(pictures, tmp_path, partial(doomed, tmp_path))
-    killer.join(timeout=10)
+    killer.join(timeout=120)
     assert not killer.is_alive()
     assert (tmp_path / "doomed").exists() and (tmp_path / "safe").exists()  # both nodes have played
     assert capfd.readouterr().err.count("its actor was lost") == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,7 @@ from lib.metrics import (
 )
 from lib.picturebook.scenes import Entity, Scene
 from lib.scoring.selfcheck import EXAMPLE
+from tests.mortal import kill_when_asked
 
 ROOT = Path(lib.__file__).parent.parent
 COCO = ROOT.parent / "shared" / "data" / "coco" / "captions_val2014.json.gz"
@@ -241,7 +241,7 @@ def test_meteor_killed_half_way_leaves_its_column_null_and_the_others_whole(cach
     corpus = Corpus.build(REFERENCES, cache)
     corpus.tokenize(CAPTIONS)  # so that METEOR's turn comes at once
     corpus.meteor().close()
-    threading.Timer(1.5, corpus.meteor().process.kill).start()  # a new one loads for longer
+    kill_when_asked(corpus.meteor())
     found = score_candidates(IDS, CAPTIONS, corpus, ["bleu1", "meteor"])
     assert found["bleu1"].notna().all() and found["meteor"].isna().all()
     assert "ended with status -9" in found.attrs["missing"]["meteor"]

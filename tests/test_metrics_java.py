@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from lib.metrics import Corpus
 from lib.scoring.java import Java, JavaFailed, find_java, probe
 from lib.scoring.meteor import Meteor
 from lib.scoring.tokens import one_line, tokenize
+from tests.mortal import kill_when_asked
 
 needs_shell = pytest.mark.skipif(sys.platform == "win32", reason="stands in for Java by a shell script")
 
@@ -88,7 +89,7 @@ def test_a_tokenizer_that_loses_a_line_is_noticed(tmp_path: Path) -> None:
 
 def test_a_meteor_that_is_killed_says_how_far_it_came() -> None:
     meteor = Meteor(find_java())
-    threading.Timer(0.5, meteor.process.kill).start()  # it loads for longer than that
+    kill_when_asked(meteor)
     with pytest.raises(JavaFailed, match="ended with status -9 after 0 of 2"):
         meteor.statistics([("a cat", ["a cat"]), ("a dog", ["a cat"])])
     assert not meteor.alive()
@@ -97,15 +98,15 @@ def test_a_meteor_that_is_killed_says_how_far_it_came() -> None:
 
 @needs_shell
 def test_an_interrupted_meteor_is_not_asked_again(tmp_path: Path) -> None:
-    java = Java(str(stand_in(tmp_path, "17", then="exec sleep 60")), "17", 17, "PATH")
-    meteor = Meteor(java)
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    # It reads the question, then interrupts who has asked, and never answers.
+    then = f"read question; kill -INT {os.getpid()}; exec sleep 600"
+    meteor = Meteor(Java(str(stand_in(tmp_path, "17", then=then)), "17", 17, "PATH"))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(KeyboardInterrupt):
             meteor.statistics([("a cat", ["a cat"])])
     finally:
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, before)
     assert not meteor.alive()  # late answers would be taken for those to the next question
 
 

@@ -16,6 +16,7 @@ from lib import results
 from lib.errors import UserError
 from lib.presets import REPO_ROOT, get_preset
 from lib.results import BASELINES, PLAYED, ROWS, DamagedTable, Run, RunKey
+from tests.standins import Heard
 
 MINI = get_preset("mini")
 KEY = RunKey(MINI, "picturebook-coco", "image", 20, 10, 0, "data", {"captioner": "a"})
@@ -199,23 +200,25 @@ def test_key_follows_what_changes_rows_and_nothing_else():
 
 
 HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from lib.results import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(0.7)
+    sys.stdin.read()
     Path(sys.argv[1], "left").touch()
 """
 
 
-def test_second_run_waits_and_says_so(tmp_path, capsys):
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], cwd=REPO_ROOT,
-                          stdout=subprocess.PIPE, text=True) as other:
+def test_second_run_waits_and_says_so(tmp_path, monkeypatch, capsys):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], cwd=REPO_ROOT, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == "held\n"
-        with results.run_lock(tmp_path):
-            assert (tmp_path / "left").exists()
-        assert f"waiting: process {other.pid}" in capsys.readouterr().err
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", Heard(lambda: other.stdin.close()))
+            with results.run_lock(tmp_path):
+                assert (tmp_path / "left").exists()
+            assert f"waiting: process {other.pid}" in sys.stderr.getvalue()
     with results.run_lock(tmp_path):
         assert capsys.readouterr().err == ""
 

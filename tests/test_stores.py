@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from lib.leases import Lease, Times
 from lib.presets import get_preset
 from lib.results import Run
 from lib.stores import StorePath
-from tests.standins import Slow, stand_ins, without_weights, write_pictures
+from tests.standins import Heard, Slow, stand_ins, without_weights, write_pictures
 
 MINI = without_weights(get_preset("mini"))
 N, K = 7, 3
@@ -228,23 +229,25 @@ def test_a_job_for_another_machine_takes_its_place_along(pictures, local, tmp_pa
 # --- two writers -------------------------------------------------------------------------------
 
 
-def hold(folder: StorePath, ready) -> None:
-    """What the other process does."""
+def hold(folder: StorePath, pipe) -> None:
+    """What the other process does: it goes when it is told to."""
     with Lease(folder, QUICK):
-        ready.send("held")
-        time.sleep(0.7)
+        pipe.send("held")
+        pipe.recv()
         (folder / "left").write_bytes(b"")
 
 
-def test_the_second_waits_and_says_so(server, tmp_path, capsys):
+def test_the_second_waits_and_says_so(server, tmp_path, monkeypatch, capsys):
     folder = stores.at(f"disk://{tmp_path}/run")
-    receiver, sender = server.Pipe(duplex=False)
-    other = server.Process(target=hold, args=(folder, sender))
+    ours, theirs = server.Pipe()
+    other = server.Process(target=hold, args=(folder, theirs))
     other.start()
-    assert receiver.recv() == "held"
-    with Lease(folder, dataclasses.replace(QUICK, stale=60)):
-        assert (folder / "left").is_file()
-    assert f"waiting: process {other.pid} on" in capsys.readouterr().err
+    assert ours.recv() == "held"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Heard(lambda: ours.send("go")))
+        with Lease(folder, dataclasses.replace(QUICK, stale=600)):
+            assert (folder / "left").is_file()
+        assert f"waiting: process {other.pid} on" in sys.stderr.getvalue()
     other.join()
     with Lease(folder, QUICK):
         assert capsys.readouterr().err == ""
@@ -257,7 +260,7 @@ def test_a_lock_is_refreshed_and_a_dead_one_taken_over(tmp_path, capsys):
     start = time.monotonic()
     with Lease(lock.parent, QUICK):
         assert time.monotonic() - start >= QUICK.stale
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while json.loads(lock.read_text())["beats"] < 4 and time.monotonic() < deadline:
             time.sleep(0.02)
         record = json.loads(lock.read_text())
@@ -268,32 +271,34 @@ def test_a_lock_is_refreshed_and_a_dead_one_taken_over(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_of_many_at_once_one_holds(kind, tmp_path):
-    """Neither store can refuse a second file of a name, so all may write the lock."""
+    """Neither store can refuse a second file of a name, so all may write the lock. They have a whole
+    second between looking for it and reading it back: a busy machine may stop one in between."""
     folder = stores.at(f"{kind}://{tmp_path}/run")
     inside, most, turns = [], [], []
 
     def writer(number: int) -> None:
-        with Lease(folder, Times(beat=5, stale=30, settle=0.3, look=0.02)):
+        with Lease(folder, Times(beat=5, stale=600, settle=1.0, look=0.02)):
             inside.append(number)
             most.append(len(inside))
             time.sleep(0.02)
             inside.remove(number)
             turns.append(number)
 
-    threads = [threading.Thread(target=writer, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=writer, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(turns) == list(range(6)) and max(most) == 1
+    assert sorted(turns) == list(range(3)) and max(most) == 1
 
 
 def test_who_lost_the_lock_writes_nothing_more(tmp_path):
     folder = stores.at(f"memory://{tmp_path}") / "run"
     with Lease(folder, QUICK):
-        (folder / ".lock").write_bytes(b'{"holder": "process 1 on moon"}')
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while folder not in stores.closed and time.monotonic() < deadline:
+            # Again and again: a refresh that had looked before may write over it once.
+            (folder / ".lock").write_bytes(b'{"holder": "process 1 on moon"}')
             time.sleep(0.02)
         for write in (lambda: results.write_json(folder / "run.json", {}),
                       lambda: results.write_many({folder / "images" / "1.png": b""}, folder / ".scratch")):
