@@ -71,7 +71,8 @@ class Verdict:
         )
 
     def record(self) -> dict:
-        """As JSON; a number that does not exist is null."""
+        """As JSON; a number that does not exist is null. p is two-sided and not corrected."""
+        p = self.estimate.p_value(self.margin)
         value, low, high = (
             None if math.isnan(v) else v for v in (self.estimate.value, *self.estimate.interval())
         )
@@ -83,6 +84,7 @@ class Verdict:
             "unit": self.unit,
             "value": value,
             "interval": [low, high],
+            "p": None if math.isnan(p) else p,
             "holds": self.finding == "holds",
             "finding": self.finding,
             "n": self.estimate.n,

@@ -39,13 +39,17 @@ class Estimate:
         low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
 
-    def p_value(self) -> float:
-        """Two-sided bootstrap p against zero; never below 2 / (B + 1), NaN if undefined."""
+    def p_value(self, margin: float = 0.0) -> float:
+        """Two-sided bootstrap p against zero; never below 2 / (B + 1), NaN if undefined.
+
+        margin > 0: of the surer of two statements, that the statistic lies within +-margin or outside.
+        """
         defined = self._defined()
         if defined.size == 0:
             return float("nan")
-        tail = min(np.sum(defined <= 0), np.sum(defined >= 0))
-        return float(min(1.0, 2 * (tail + 1) / (defined.size + 1)))
+        outside = min(np.sum(defined <= margin), np.sum(defined >= -margin))
+        inside = max(np.sum(defined <= -margin), np.sum(defined >= margin))
+        return float(min(1.0, 2 * (min(outside, inside) + 1) / (defined.size + 1)))
 
     def _defined(self) -> np.ndarray:
         """The usable resamples: none of a single source, whose resamples are all the same."""
@@ -406,30 +410,3 @@ def spread_log_ratio(
 
     value = float(log_ratio(np.ones((1, n)))[0])
     return Estimate(value, log_ratio(bootstrap_counts(n, rng, resamples)), n, left_out)
-
-
-# several claims at once
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's step-down adjustment of (M,) p-values; NaN stays NaN and is not counted."""
-    p_values = np.asarray(p_values, dtype=np.float64)
-    adjusted = np.full(p_values.shape, np.nan)
-    tested = np.flatnonzero(np.isfinite(p_values))
-    order = tested[np.argsort(p_values[tested], kind="stable")]
-    factors = len(order) - np.arange(len(order))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * factors))
-    return adjusted
-
-
-def holm_levels(p_values: np.ndarray, level: float = LEVEL) -> np.ndarray:
-    """Confidence level of each of (M,) intervals that matches Holm's step-down test.
-
-    The smallest p is judged at alpha / M, the next at alpha / (M - 1), ...; NaN gets NaN.
-    """
-    p_values = np.asarray(p_values, dtype=np.float64)
-    levels = np.full(p_values.shape, np.nan)
-    tested = np.flatnonzero(np.isfinite(p_values))
-    order = tested[np.argsort(p_values[tested], kind="stable")]
-    levels[order] = 1 - (1 - level) / (len(order) - np.arange(len(order)))
-    return levels

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from lib import labels
+from lib import labels, multiplicity
 from lib.presets import REPO_ROOT
 
 FIGURES = REPO_ROOT / "figures" / "mini"
@@ -50,14 +50,15 @@ def result_lines(figures: Path = FIGURES) -> list[str]:
 
 
 def verdict_summary(figures: Path) -> list[str]:
-    """A sentence that counts all verdicts, and a line for each that came out on the other side."""
+    """Sentences that count all verdicts, by themselves and together; a line for each that is reversed."""
     files = sorted(figures.glob("*.verdict.json"))
     verdicts = [verdict for path in files for verdict in json.loads(path.read_text(encoding="utf-8"))]
     found = Counter(verdict["finding"] for verdict in verdicts)
     counts = ", ".join(f"{count} {finding}" for finding, count in found.most_common())
     against = [f"{verdict['task']}, {labels.short_label(verdict['dataset'])}: {verdict['claim']}"
                for verdict in verdicts if verdict["finding"] == "reversed"]
-    return [f"All {len(verdicts)} verdicts: {counts}.", *(f"- Reversed: {claim}." for claim in against)]
+    together = multiplicity.tally(verdicts)
+    return [f"All {len(verdicts)} verdicts: {counts}. {together}".rstrip(), *(f"- Reversed: {claim}." for claim in against)]
 
 
 def greedy_lines(figures: Path) -> list[str]:

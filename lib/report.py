@@ -23,7 +23,7 @@ from urllib.parse import quote
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lib import cost, figures, labels
+from lib import cost, figures, labels, multiplicity
 from lib.errors import UserError
 from lib.presets import Preset, get_preset
 from lib.results import Run, runs_root
@@ -320,7 +320,8 @@ def build_report(preset: Preset | str) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    tally = [line["finding"] for shown in sections for v in shown["verdicts"] for line in v["lines"]]
+    records = [line for shown in sections for v in shown["verdicts"] for line in v["lines"]]
+    tally = [record["finding"] for record in records]
     page = environment.get_template(TEMPLATE).render(
         preset=preset,
         selected=figures.SELECTED,
@@ -328,6 +329,7 @@ def build_report(preset: Preset | str) -> Path:
         sections=sections,
         tally={word: tally.count(key) for key, word in FINDINGS.items()},
         total=len(tally),
+        together=multiplicity.tally(records),
         provenance=_provenance(folder, names),
         notebooks=sorted(path.stem for path in (folder / "notebooks").glob("*.html")),
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from lib import labels, ranking
+from lib import labels, multiplicity, ranking
 from lib.claims import Verdict, chosen, generator, grid, has, identity
 from lib.metrics import bleu_from_statistics
 from lib.ranking import Estimate
@@ -163,8 +163,8 @@ def selection_block(systems: Systems, domain: str, seed: int) -> pd.DataFrame:
     secondary = np.array([line["metric"] != labels.PRIMARY[task] for line in lines])
     levels = np.full(len(lines), ranking.LEVEL)
     adjusted = p_values.copy()
-    levels[secondary] = ranking.holm_levels(p_values[secondary])
-    adjusted[secondary] = ranking.holm(p_values[secondary])
+    levels[secondary] = multiplicity.holm_levels(p_values[secondary])
+    adjusted[secondary] = multiplicity.holm(p_values[secondary])
     block = []
     for line, level, p, p_holm in zip(lines, levels, p_values, adjusted, strict=True):
         gain, length = line.pop("gain"), line.pop("gain_length", None)

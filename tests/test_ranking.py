@@ -228,13 +228,6 @@ def test_difference_of_groups(rng: np.random.Generator) -> None:
     assert gap.interval()[0] > 0 and gap.n == 400 and 0.7 < gap.value < 1.3
 
 
-def test_holm_by_hand() -> None:
-    p = np.array([0.01, 0.04, 0.03, NAN])
-    # sorted 0.01 * 3, 0.03 * 2, then 0.04 * 1 raised to its predecessor's 0.06
-    np.testing.assert_allclose(ranking.holm(p), [0.03, 0.06, 0.06, NAN])
-    np.testing.assert_allclose(ranking.holm_levels(p), [1 - 0.05 / 3, 0.95, 0.975, NAN])
-
-
 def test_a_single_source_has_no_interval() -> None:
     one = ranking.paired_gain(np.array([1.0]), np.array([1.4]), np.random.default_rng(0))
     assert one.value == pytest.approx(40.0) and np.isnan(one.interval()).all() and np.isnan(one.p_value())
@@ -247,6 +240,34 @@ def test_p_value_is_two_sided_and_never_zero() -> None:
     assert always.p_value() == pytest.approx(2 / 2000)
     even = ranking.Estimate(0.0, np.array([-1.0, 1.0]), 2)
     assert even.p_value() == 1.0
+
+
+def test_p_value_of_a_margin_counts_what_crosses_it() -> None:
+    samples = np.array([-3.0, *np.linspace(-1, 1, 96), 1.5, 2.5])  # 99 resamples
+    estimate = ranking.Estimate(0.0, samples, 10)
+    assert estimate.p_value(2.0) == pytest.approx(2 * (1 + 1) / 100)  # inside: one beyond each margin
+    outside = ranking.Estimate(6.0, samples + 6, 10)
+    assert outside.p_value(2.0) == pytest.approx(2 * (0 + 1) / 100)  # all of them lie above the margin
+    assert estimate.p_value(0.0) == estimate.p_value() > 0.9
+
+
+def test_shuffled_similarities_are_decided_as_seldom_as_chance_allows(rng: np.random.Generator) -> None:
+    """Where similarity knows nothing, about 5 % of the intervals exclude zero, on both sides."""
+    _, score = _planted(0.0, rng, (40, 10))
+    similarity = rng.integers(0, 6, score.shape).astype(float)  # with ties, as in the text task
+    decided = {"rho": [], "gain": [], "slope": []}
+    for _ in range(200):
+        shuffled = rng.permuted(similarity, axis=1)
+        by_rank = ranking.order_by_rank(score, ranking.ordinal_ranks(shuffled))
+        for name, estimate in (
+            ("rho", ranking.within_source_spearman(shuffled, score, rng, resamples=300)),
+            ("gain", ranking.paired_gain(score.mean(axis=1), by_rank[:, 0], rng, resamples=300)),
+            ("slope", ranking.slope_contrast(by_rank, rng, resamples=300)),
+        ):
+            low, high = estimate.interval()
+            decided[name].append((low > 0) - (high < 0))
+    for found in decided.values():  # Binomial(200, 0.05): beyond 24 once in 3,000 tries
+        assert 1 <= np.count_nonzero(found) <= 24 and abs(np.sum(found)) < 16
 
 
 def test_share_is_not_certain_at_zero(rng: np.random.Generator) -> None:
