@@ -30,10 +30,11 @@ from lib.ranking import Estimate
 COLUMN = 3.35  # inches: one column of a two-column paper
 PAGE = 6.95  # inches: both columns
 DPI = 300
+SMALLEST = 6  # points: no smaller text in print
 
 BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, INK, GREY, PALE = "#CC79A7", "#56B4E9", "#222222", "#6B6B6B", "#E4E4E4"
-SELECTED = GREEN
+SELECTED = "#00775A"  # GREEN, darkened until white words on it and its words on white can be read
 COLOURS = {"picturebook-coco": BLUE, "coco": BLUE, "picturebook-nocaps": VERMILLION}
 COLOURS |= {"nocaps": VERMILLION, "coco-val2014": SKY, "coco-val2017": PURPLE}
 MARKERS = {"picturebook-nocaps": "s", "nocaps": "s", "coco-val2014": "^", "coco-val2017": "D"}
@@ -236,7 +237,7 @@ def rank_panel(
             annotation_clip=False,
         )
     axis = "Rank of the reconstruction (1 = most similar)"
-    ax.set_xlabel(f"{axis}\nbars: one standard error; SD: between sources")
+    ax.set_xlabel(f"{axis}\nbars: one standard error; SD: between sources; [ ]: 95 %")
     ax.set_title(title)
 
 
@@ -282,7 +283,7 @@ def bin_panel(ax: Axes, means: pd.DataFrame, dataset: str, bins: int, factor: fl
     counts = [("n:", left + 0.1 * width), *((str(len(groups[b])), middles[b]) for b in filled)]
     for words, place in counts:
         where = {"xycoords": ("data", "axes fraction"), "ha": "center" if words != "n:" else "left"}
-        ax.annotate(words, (place, 0.015), fontsize=5.5, color=GREY, **where)
+        ax.annotate(words, (place, 0.015), fontsize=SMALLEST, color=GREY, **where)
     ax.set_xlim(left, edges[-1] + 0.3 * width)
     ax.grid(axis="y")
     sns.despine(ax=ax)
@@ -315,7 +316,7 @@ def gain_panel(ax: Axes, names: Sequence[str], table: pd.DataFrame, hue: str) ->
     ax.set_yticks(range(len(table), 0, -1), names)
     ax.set_ylim(0.4, len(table) + 0.6)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("Gain (%)")
+    ax.set_xlabel("Gain (%), 95 % interval\nfilled: without zero")
     ax.grid(axis="x")
     sns.despine(ax=ax, left=True)
 
@@ -327,7 +328,7 @@ def table_figure(blocks: Sequence[tuple[str, pd.DataFrame]], note: str = "") -> 
     context rows grey.  Columns of all blocks share their places; few columns make one text column.
     """
     width = max(layout.shape[1] for _, layout in blocks)
-    lines = sum(len(layout) + 2.4 for _, layout in blocks) + 1.2
+    lines = sum(sum(_heights(layout)) + 2.4 for _, layout in blocks) + 1.2
     step = 0.155
     few = width <= 3
     fig = plt.figure(figsize=(COLUMN if few else PAGE, step * lines + 0.1))
@@ -341,15 +342,22 @@ def table_figure(blocks: Sequence[tuple[str, pd.DataFrame]], note: str = "") -> 
         ax.text(0.005, y, title, weight="bold", va="center", fontsize=7)
         for place, name in zip(places, layout.columns, strict=False):
             head = name.replace(" (", "\n(")
-            size = 6.5 if head == name else 5.4
+            size = 6.5 if head == name else SMALLEST
             ax.text(place, y + 1.3, head, ha="right", va="bottom", fontsize=size, linespacing=0.95)
         ax.hlines(y + 1.5, 0.005, 0.995, color=GREY, linewidth=0.4)
-        for offset, (name, cells) in enumerate(layout.iterrows(), start=2):
-            _table_line(ax, y + offset, places, str(name), cells)
-        y += len(layout) + 2.4
+        heights = _heights(layout)
+        for number, (name, cells) in enumerate(layout.iterrows()):
+            middle = y + 1.5 + sum(heights[:number]) + heights[number] / 2
+            _table_line(ax, middle, places, str(name), cells)
+        y += sum(heights) + 2.4
     ax.hlines(y - 0.9, 0.005, 0.995, color=INK, linewidth=0.8)
-    ax.text(0.005, y - 0.2, note, va="center", fontsize=5.8, color=GREY)
+    ax.text(0.005, y - 0.2, note, va="center", fontsize=SMALLEST, color=GREY)
     return fig
+
+
+def _heights(layout: pd.DataFrame) -> list[float]:
+    """Height of each row in lines: an interval takes two, one for each end."""
+    return [1.5 if name == "Interval" else 1.0 for name in layout.index]
 
 
 def _table_line(ax: Axes, y: float, places: np.ndarray, name: str, cells: Iterable[str]) -> None:
@@ -358,8 +366,8 @@ def _table_line(ax: Axes, y: float, places: np.ndarray, name: str, cells: Iterab
     style |= {"weight": "bold" if name in ("Selected", "Gain (%)") else "normal"}
     ax.text(0.015, y, name, fontsize=6.5, **style)
     for place, cell in zip(places, cells, strict=False):
-        size = 5.2 if name == "Interval" else 6.5
-        ax.text(place, y, cell, ha="right", fontsize=size, **style)
+        words, size = (cell.replace(" to ", " to\n"), SMALLEST) if name == "Interval" else (cell, 6.5)
+        ax.text(place, y, words, ha="right", fontsize=size, linespacing=1.0, **style)
 
 
 # failures
@@ -383,7 +391,7 @@ def share_panel(ax: Axes, counts: pd.DataFrame) -> None:
     ax.set_xlim(0, 125)  # the same in all panels, with room for the words
     ax.set_xticks(range(0, 101, 20))
     ax.spines["bottom"].set_bounds(0, 100)
-    ax.set_xlabel("Sources (%)", x=0.4)
+    ax.set_xlabel("Sources (%), Wilson's 95 % interval", x=0.4)
     ax.tick_params(axis="y", length=0)
     sns.despine(ax=ax, left=True)
 

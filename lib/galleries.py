@@ -26,7 +26,7 @@ from matplotlib.textpath import TextToPath
 from PIL import Image
 
 from lib import figures, labels
-from lib.figures import GREY, INK, PAGE, PALE, SELECTED
+from lib.figures import GREY, INK, PAGE, PALE, SELECTED, SMALLEST
 from lib.images import data_uri
 
 SHOWN = 4
@@ -184,7 +184,7 @@ class Grid:
 
     def caption(self, cell: Cell) -> str:
         """A candidate's words, broken to the width of its column."""
-        return wrap(cell.text, self.pitch - 0.1, 6, 4)
+        return wrap(cell.text, self.pitch - 0.1, SMALLEST, 4)
 
     def height(self, strip: Strip) -> float:
         """One strip: title, picture, scores, the longest caption, room below."""
@@ -217,10 +217,10 @@ def _draw_strip(fig: Figure, strip: Strip, top: float, grid: Grid) -> None:
     side = grid.left + grid.picture + 0.08
     line = y
     for text in strip.texts:
-        broken = wrap(text, grid.words, 6, 10 // len(strip.texts))
-        _write(fig, side, line, broken, fontsize=6, color=INK, linespacing=1.1)
+        broken = wrap(text, grid.words, SMALLEST, 10 // len(strip.texts))
+        _write(fig, side, line, broken, fontsize=SMALLEST, color=INK, linespacing=1.1)
         line += LINE * (broken.count("\n") + 1) + 0.05
-    _write(fig, grid.left, y + grid.picture + 0.05, strip.given, fontsize=5.8, color=GREY)
+    _write(fig, grid.left, y + grid.picture + 0.05, strip.given, fontsize=SMALLEST, color=GREY)
     x = side + grid.words + grid.gap
     bar = ((x - 0.09) / width, 1 - (y + grid.picture) / height)
     fig.add_artist(Rectangle(bar, 0.004 / width * 3, grid.picture / height, color=PALE, lw=0))
@@ -231,13 +231,11 @@ def _draw_strip(fig: Figure, strip: Strip, top: float, grid: Grid) -> None:
 def _draw_cell(fig: Figure, cell: Cell, x: float, y: float, grid: Grid) -> None:
     _place(fig, cell.picture, x, y, grid.picture, cell.selected)
     below = y + grid.picture + 0.05
-    style = {"fontsize": 5.6, "color": GREY}
     if cell.selected:
-        style = {"fontsize": 5.6, "color": SELECTED}
         badge = {"facecolor": SELECTED, "edgecolor": "none", "pad": 1.8}
-        _write(fig, x + 0.02, y - 0.11, "selected", fontsize=5.4, color="white", bbox=badge)
-    _write(fig, x, below, cell.scores, **style)
-    _write(fig, x, below + 0.11, grid.caption(cell), fontsize=6, color=INK, linespacing=1.1)
+        _write(fig, x + 0.02, y - 0.12, "selected", fontsize=SMALLEST, color="white", bbox=badge)
+    _write(fig, x, below, cell.scores, fontsize=SMALLEST, color=SELECTED if cell.selected else GREY)
+    _write(fig, x, below + 0.11, grid.caption(cell), fontsize=SMALLEST, color=INK, linespacing=1.1)
 
 
 def gallery(strips: Sequence[Strip], columns: int = SHOWN) -> Figure:

@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 
 matplotlib.use("Agg")
+import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.text import Text
 
-from lib import claims, failures, figures, galleries, report
+from lib import claims, failures, figures, galleries, labels, report
 from lib.errors import UserError
 from lib.presets import get_preset
 from tests.planted import planted_image, planted_rows, planted_scenes
@@ -96,6 +98,66 @@ def test_panels_draw_few_and_missing_sources() -> None:
     figures.share_panel(axes[1], counts[counts["kind"] == "generation bias"])
     fig.canvas.draw()
     plt.close(fig)
+
+
+def texts_of(fig) -> list[Text]:
+    """All texts of a figure that are drawn: matplotlib keeps labels of ticks outside of the axes, too."""
+    found = list(fig.texts)
+    for ax in fig.axes:
+        found += [child for child in ax.get_children() if isinstance(child, Text)]
+        found += [ax.xaxis.label, ax.yaxis.label]
+        for axis, ends in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+            ticks = axis.get_major_ticks() if ax.axison else []
+            found += [tick.label1 for tick in ticks if min(ends) <= tick.get_loc() <= max(ends)]
+    return [text for text in found if text.get_visible() and text.get_text().strip()]
+
+
+def readable(fig) -> list[str]:
+    """What a reader of the printed figure could not read: small, cut off or overlapping texts."""
+    fig.canvas.draw()
+    page, texts = fig.bbox.padded(1), texts_of(fig)
+    wrong = [f"small: {text.get_text()}" for text in texts if text.get_fontsize() < figures.SMALLEST]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    wrong += [f"cut off: {words}" for words, box in boxes
+              if not page.contains(*box.p0) or not page.contains(*box.p1)]
+    for number, (words, box) in enumerate(boxes):
+        inner = box.padded(-1)  # a line's box has room above its letters
+        wrong += [f"overlap: {words} / {other}" for other, there in boxes[:number]
+                  if inner.overlaps(there.padded(-1))]
+    return wrong
+
+
+def table_layout(columns) -> pd.DataFrame:
+    """A table with the widest cells that occur."""
+    rows = {"Nucleus": "238.2", "Selected": "264.0", "Gain (%)": "+110.8", "Interval": "−111.2 to +113.4",
+            "Gain at equal length (%)": "+10.1", "Oracle": "356.6"}
+    return pd.DataFrame({name: list(rows.values()) for name in columns}, index=list(rows))
+
+
+def test_texts_of_figures_can_be_read_in_print(tmp_path) -> None:
+    figures.use_theme()
+    names = [labels.metric_label(m) for m in (*(f"bleu{n}" for n in (1, 2, 3, 4)), "cider", "cider_d",
+                                              "meteor", "rouge_l", "spice", "spice_spacy")]
+    title = "Picture book (NoCaps-like), out-of-domain (n = 4500)"
+    wide = figures.table_figure([(title, table_layout(names))], "Scores × 100.")
+    few = figures.table_figure([(title, table_layout(["CLIP score", "CLIP score (judge)"]))], "A note.")
+    rows = claims.prepare(planted_rows(0.3, n_sources=8))
+    item = galleries.best_example(rows, "cider")
+    run, source = PlantedRun(tmp_path), PlantedItem(item, ("many words about a picture " * 4,) * 3)
+    strip = galleries.strip(rows[rows["item"] == item], run, source, "A title", "cider")
+    panels, axes = plt.subplots(1, 2, figsize=(figures.PAGE, 2.6), layout="constrained")
+    figures.bin_panel(axes[0], claims.source_means(rows, "cider"), "picturebook-coco", 8)
+    gains = pd.DataFrame({"gain": [10.0] * 9, "low": [-5.0] * 9, "high": [20.0] * 9})
+    figures.gain_panel(axes[1], names[:9], gains, figures.BLUE)
+    for fig in (wide, few, galleries.gallery([strip]), panels, draw()):
+        assert readable(fig) == []
+    plt.close("all")
+
+
+def test_the_colour_of_the_selected_one_can_be_read() -> None:
+    rgb = np.array([int(figures.SELECTED[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    assert 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) >= 4.5, "WCAG 2.2, 1.4.3, on white"
 
 
 def test_enlarging_repeats_pixels_and_nothing_else() -> None:
