@@ -27,6 +27,7 @@ from lib.weights import (
     model_folder,
     pipeline_files,
     repository_size,
+    top_up,
     used_revision,
 )
 
@@ -86,11 +87,13 @@ def missing_models(preset: Preset) -> list[Part]:
 
 
 def lock_models(preset: Preset) -> None:
-    """Lock the commits of the preset's models that are on this machine already."""
+    """Lock the commits of the preset's models that are on this machine already, and bring their small
+    files, which the cache may lack where another program has filled it."""
     for wanted in wanted_models(preset):
         if not is_local(wanted.id) and locked_revision(wanted.id) is None and _is_there(wanted):
-            _lock_revision(wanted, model_folder(wanted.id, wanted.revision, wanted.patterns,
-                                                wanted.skipped, fetch=False))
+            folder = model_folder(wanted.id, wanted.revision, wanted.patterns, wanted.skipped, fetch=False)
+            top_up(wanted.id, folder, wanted.patterns, wanted.skipped)
+            _lock_revision(wanted, folder)
 
 
 def _is_there(wanted: Wanted) -> bool:

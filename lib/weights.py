@@ -7,10 +7,14 @@ Weights come from a local folder or from the hub's cache; what is not cached is 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import gc
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,8 +46,9 @@ APPROXIMATE_GB = {
 
 # Weights in the layouts of the two libraries, and everything small; no pickles, no half-precision
 # doubles, no single-file originals beside a pipeline's folders.
+_SHARD = "-?????-of-?????"
 TRANSFORMERS_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model.safetensors",
-                      "model-*-of-*.safetensors")
+                      f"model{_SHARD}.safetensors")
 
 
 def pipeline_files(variant: str | None = None) -> tuple[str, ...]:
@@ -52,7 +57,7 @@ def pipeline_files(variant: str | None = None) -> tuple[str, ...]:
     return ("model_index.json", "*/*.json", "*/*.txt", "*/*.model",
             *(f"*/{stem}{part}{ending}{rest}.safetensors"
               for stem in ("model", "diffusion_pytorch_model")
-              for part, rest in (("", ""), ("", "-*-of-*"), ("-*-of-*", ""))))
+              for part, rest in (("", ""), ("", _SHARD), (_SHARD, ""))))
 
 
 def is_local(model_id: str) -> bool:
@@ -113,6 +118,7 @@ def _hub_folder(request: dict[str, Any], weights: bool, fetch: bool) -> Path:
     )
 
     model_id = request["repo_id"]
+    chosen = tuple(request["allow_patterns"]), tuple(request["ignore_patterns"] or ())
     converted = CONVERTED / model_id.replace("/", "--")
     if weights and is_complete(converted):
         return converted
@@ -121,7 +127,7 @@ def _hub_folder(request: dict[str, Any], weights: bool, fetch: bool) -> Path:
         cached = Path(snapshot_download(**request, local_files_only=True))
     except (LocalEntryNotFoundError, FileNotFoundError):
         log.debug("%s is not cached", model_id)
-    if cached is not None and (is_complete(cached) or not weights):
+    if cached is not None and (is_complete(cached, *chosen) or not weights):
         return cached
     if not fetch:
         state = "it is cached in part only" if cached is not None else "it is not cached"
@@ -130,7 +136,7 @@ def _hub_folder(request: dict[str, Any], weights: bool, fetch: bool) -> Path:
     log.warning("fetching %s from the hub%s", model_id, _size(model_id))
     try:
         folder = Path(snapshot_download(**request))
-        if weights and not any(folder.rglob("*.safetensors")):
+        if weights and not is_complete(folder, *chosen):
             return _convert(request, converted)
     except UserError:
         raise
@@ -148,32 +154,75 @@ def _hub_folder(request: dict[str, Any], weights: bool, fetch: bool) -> Path:
     return folder
 
 
+def top_up(model_id: str, folder: Path, patterns: Sequence[str], skipped: Sequence[str]) -> None:
+    """Fetch the small files that a snapshot lacks, where another program has put it into the cache.
+
+    Of the same commit, so no weights come again. Without a network the snapshot stays as it is.
+    """
+    from huggingface_hub import snapshot_download
+
+    if _offline() or folder.parent.name != "snapshots":
+        return
+    try:
+        snapshot_download(model_id, revision=folder.name, allow_patterns=list(patterns),
+                          ignore_patterns=list(skipped) or None)
+    except Exception as error:  # the hub client raises many kinds; what is missing shows when it loads
+        log.debug("%s is used as it is cached: %s", model_id, error)
+
+
 def _convert(request: dict[str, Any], target: Path) -> Path:
     """Fetch the pickled weights of an old repository and convert them once."""
     from huggingface_hub import snapshot_download
 
     from lib.convert import SMALL_FILES, convert_pickle, write_source
 
-    patterns = [*SMALL_FILES, "pytorch_model.bin"]
-    folder = Path(snapshot_download(**(request | {"allow_patterns": patterns})))
-    log.warning("%s has pickled weights only: converting them to safetensors", request["repo_id"])
+    model_id, pickled = request["repo_id"], "pytorch_model.bin"
+    folder = Path(snapshot_download(**(request | {"allow_patterns": [*SMALL_FILES, pickled]})))
+    if (folder / "model_index.json").is_file():
+        raise UserError(f"model {model_id} lacks *.safetensors of some of its parts: set variant in the "
+                        'preset if it has them under another ending (such as variant = "fp16"), or '
+                        "choose another model")
+    if not (folder / pickled).is_file():
+        raise UserError(f"model {model_id} has neither model.safetensors nor {pickled}: choose another "
+                        "model, or a revision of it that has")
+    log.warning("%s has pickled weights only: converting them to safetensors", model_id)
     convert_pickle(folder, target)
-    write_source(target, request["repo_id"], folder.name)
+    write_source(target, model_id, folder.name)
     return target
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether a folder holds all weights that its own files speak of (a fetch may be cut off)."""
-    if not any(folder.rglob("*.safetensors")):
-        return False
-    for index in folder.rglob("*.safetensors.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        if not all((index.parent / shard).is_file() for shard in shards):
-            return False
-    # A pipeline's parts: each with a configuration of a model needs that model's weights.
-    parts = [config.parent for config in folder.glob("*/config.json")
-             if (folder / "model_index.json").is_file()]
-    return all(any(part.glob("*.safetensors")) for part in parts)
+def is_complete(folder: Path, patterns: Sequence[str] = ("*.safetensors",),
+                skipped: Sequence[str] = ()) -> bool:
+    """Whether a folder holds all weights that a model needs (a fetch may be cut off, and another
+    program may have cached another variant, or parts only).
+
+    patterns, skipped: which files count, as for a fetch. A pipeline needs every part that its index
+    names; a part with a configuration of a model needs weights: one file, or all shards.
+    """
+    def asked(part: str) -> bool:
+        return not any(fnmatch.fnmatch(f"{part}/x", pattern) for pattern in skipped)
+
+    weights: dict[Path, set[str]] = {}
+    for file in folder.rglob("*.safetensors"):
+        name = file.relative_to(folder).as_posix()
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+            weights.setdefault(file.parent, set()).add(file.name)
+    whole = {part for part, names in weights.items() if _all_shards(names)}
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return bool(weights) and whole == set(weights)
+    named = json.loads(index.read_text(encoding="utf-8"))
+    parts = [folder / name for name, value in named.items()
+             if isinstance(value, list) and value[0] is not None and asked(name)]
+    return bool(whole) and all(part in whole if (part / "config.json").is_file() else part.is_dir()
+                               for part in parts)
+
+
+def _all_shards(names: Set[str]) -> bool:
+    """Whether weight files in one folder hold a whole model: an unsharded file or every shard of one."""
+    shards = Counter(re.sub(r"-\d{5}-of-", "-*-of-", name) for name in names)
+    return any((count := re.search(r"-\*-of-(\d{5})", name)) is None or found == int(count[1])
+               for name, found in shards.items())
 
 
 def repository_size(model_id: str, revision: str | None, patterns: Sequence[str],
@@ -262,6 +311,10 @@ def loading(model_id: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # loaders raise OSError, KeyError, RuntimeError, SafetensorError...
+        if is_out_of_memory(error):
+            raise UserError(f"model {model_id} does not fit into the device's memory beside what is there "
+                            f"({_first_line(error)}): end other programs on it, set a half-precision dtype "
+                            "in the preset, or choose another device with LOOP_DEVICE") from error
         raise UserError(f"model {model_id} cannot be loaded ({type(error).__name__}: "
                         f"{_first_line(error)}): check its files and the preset's adapter") from error
     finally:
@@ -305,16 +358,22 @@ def _first_line(error: BaseException) -> str:
 # --- hardware -----------------------------------------------------------------------------------
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, else that of $LOOP_DEVICE, else CUDA, Apple MPS or the CPU."""
+    """The device asked for, else that of $LOOP_DEVICE, else CUDA, Apple MPS or the CPU.
+
+    Raises UserError for a device that torch does not know or cannot reach.
+    """
     device = device or os.environ.get("LOOP_DEVICE") or None
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device is not None:
         try:
-            return torch.device(device)
+            chosen = torch.device(device)
         except RuntimeError as error:
             raise UserError(f"device {device!r} is unknown: use cuda, mps or cpu") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        if not present.get(chosen.type, True):
+            raise UserError(f"device {device!r} cannot be reached by torch {torch.__version__}: check the "
+                            "driver and that this torch was built for it, or unset LOOP_DEVICE")
+        return chosen
+    return torch.device(next((name for name, there in present.items() if there), "cpu"))
 
 
 def pick_dtype(name: str, device: torch.device, half_on_gpu: bool) -> torch.dtype:
@@ -370,8 +429,11 @@ class Batches:
         self.size = tried // 2
         log.warning("%s: out of memory with %d %ss, going on with %d", self._what, tried, self._rows,
                     self.size)
+        gc.collect()  # an error's traceback may sit in a cycle and hold the tensors
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        elif torch.backends.mps.is_available():
+            torch.mps.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -380,4 +442,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return any(words in text for words in (
-        "out of memory", "can't allocate memory", "not enough memory"))
+        "out of memory", "can't allocate memory", "not enough memory",
+        "status_alloc_failed",  # cuBLAS and cuDNN
+        "invalid buffer size"))  # Metal

@@ -139,10 +139,62 @@ def test_a_cut_off_fetch_is_noticed(hub, tmp_path):
     assert not weights.is_complete(folder)
     with pytest.raises(UserError, match="cached in part only and HF_HUB_OFFLINE is set"):
         weights.model_folder("somebody/tiny-sd", None, weights.pipeline_files())
+    assert weights.is_complete(folder, skipped=("vae/*",))
+    shutil.rmtree(folder / "vae")  # as a cache looks where only the other parts were ever fetched
+    assert not weights.is_complete(folder)
     clip = build_clip(tmp_path / "clip")
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model.safetensors"}}
-    (clip / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    assert not weights.is_complete(clip)
+    (clip / "model.safetensors").rename(clip / "model-00001-of-00002.safetensors")
+    assert not weights.is_complete(clip, weights.TRANSFORMERS_FILES)
+    shutil.copy(clip / "model-00001-of-00002.safetensors", clip / "model-00002-of-00002.safetensors")
+    assert weights.is_complete(clip, weights.TRANSFORMERS_FILES)
+
+
+def test_a_cache_that_holds_another_variant_only_is_noticed(hub, tmp_path):
+    folder = put_in_cache(hub, "somebody/tiny-sd", build_stable_diffusion(tmp_path / "sd"))
+    for file in folder.rglob("*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    # The index of the other variant's shards is small, so it comes along.
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (folder / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps(index))
+    asked = {variant: weights.pipeline_files(variant) for variant in (None, "fp16")}
+    assert weights.model_folder("somebody/tiny-sd", None, asked["fp16"]) == folder
+    with pytest.raises(UserError, match="cached in part only and HF_HUB_OFFLINE is set"):
+        weights.model_folder("somebody/tiny-sd", None, asked[None])
+
+
+def test_repositories_that_lack_the_weights_are_told(hub, tmp_path, monkeypatch):
+    """What the hub has is laid out in the cache; the client's answer for it is the cached folder."""
+    import huggingface_hub
+
+    pipeline = put_in_cache(hub, "somebody/half", build_stable_diffusion(tmp_path / "sd"))
+    (pipeline / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    empty = put_in_cache(hub, "somebody/empty", build_clip(tmp_path / "clip"))
+    (empty / "model.safetensors").unlink()
+    answers = {"somebody/half": pipeline, "somebody/empty": empty}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **_: str(answers[repo_id]))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with pytest.raises(UserError, match='lacks .*of some of its parts: set variant .*"fp16"'):
+        weights.model_folder("somebody/half", None, weights.pipeline_files())
+    with pytest.raises(UserError, match="neither model.safetensors nor pytorch_model.bin"):
+        weights.model_folder("somebody/empty")
+
+
+def test_small_files_that_another_program_did_not_cache_are_fetched(hub, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    folder = put_in_cache(hub, "openai/clip-vit-base-patch32", build_clip(tmp_path / "clip"), "cafe")
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *names, **wanted: asked.append(
+        (*names, wanted["revision"])) if "local_files_only" not in wanted else str(folder))
+    model_fetch.lock_models(get_preset("fast"))
+    assert not asked  # offline
+    weights.LOCK_FILE.unlink()
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    model_fetch.lock_models(get_preset("fast"))
+    assert ("openai/clip-vit-base-patch32", "cafe") in asked  # the cached commit, not a newer one
+    done = len(asked)
+    model_fetch.lock_models(get_preset("fast"))
+    assert len(asked) == done  # locked: nobody is asked again
 
 
 def test_converted_copy_of_a_pickled_repository_is_used(hub, tmp_path):
@@ -183,6 +235,8 @@ def test_blip_is_fetched_converted_and_locked(hub, server, tmp_path):
             "unet/diffusion_pytorch_model-00001-of-00002.safetensors", "model_index.json",
             "tokenizer/merges.txt"],
      ["unet/diffusion_pytorch_model.fp16.safetensors", "v1-5-pruned.safetensors",
+      "unet/diffusion_pytorch_model-00001-of-00002.fp16.safetensors",
+      "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
       "unet/diffusion_pytorch_model.bin", "text_encoder/flax_model.msgpack"]),
     ("fp16", ["unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16.safetensors",
               "unet/diffusion_pytorch_model-00001-of-00002.fp16.safetensors",

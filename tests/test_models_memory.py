@@ -12,6 +12,7 @@ from PIL import Image
 from lib.errors import UserError
 from lib.models import load_captioner, load_encoder, load_generator
 from lib.presets import CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec
+from lib.weights import loading
 from tests import tiny_families as tiny
 from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
 
@@ -105,3 +106,12 @@ def test_a_device_that_holds_nothing_is_told_in_one_line(tmp_path, images, adapt
     message = str(caught.value)
     assert message.count("out of memory even with one") == 1 and "use a smaller model" in message
     assert "Tried to allocate 2.00 GiB" in message and "\n" not in message
+
+
+def test_a_model_that_does_not_fit_says_so_and_not_that_its_files_are_wrong():
+    for words in ("CUDA out of memory. Tried to allocate 2.00 GiB", "CUBLAS_STATUS_ALLOC_FAILED when calling",
+                  "Invalid buffer size: 12.00 GiB"):
+        with pytest.raises(UserError, match="does not fit into the device's memory.*LOOP_DEVICE") as caught, \
+                loading("some/model"):
+            raise RuntimeError(f"{words}\nmore")
+        assert "\n" not in str(caught.value) and words in str(caught.value)
