@@ -326,10 +326,18 @@ def finished(flags: argparse.Namespace, chosen: Sequence[Path]) -> bool:
 
 
 def explore(flags: argparse.Namespace) -> None:
-    """Serve the explorer's page with the same presets, datasets, counts and seed."""
+    """Serve the explorer's page with the same presets, datasets, counts and seed.
+
+    What cannot be fetched does not stop it: finished runs and other presets can still be looked at.
+    """
     preset = get_preset(flags.preset)
     check_dataset(flags.dataset)
+    from lib import fetch
     from lib.serve import serve
+    try:
+        fetch.prepare(request(flags, preset), lambda: True)
+    except UserError as error:
+        print(f"going on with what is here; {error}", flush=True)
     serve(notebook_parameters(flags, preset))
 
 
@@ -351,8 +359,10 @@ def open_rows(flags: argparse.Namespace) -> Study:
 
 def verify(flags: argparse.Namespace) -> bool:
     """Play a sample of the finished rows again; whether they repeat."""
-    from lib.verify import verify_rows
-    return verify_rows(open_rows(flags))
+    from lib.verify import fetch_for, verify_rows
+    study = open_rows(flags)
+    fetch_for(study, flags.preset)
+    return verify_rows(study)
 
 
 def compare(flags: argparse.Namespace) -> None:

@@ -149,6 +149,23 @@ def _pixels(pairs: pd.DataFrame, again_picture: Picture, kept_picture: Picture) 
     return largest
 
 
+def fetch_for(study: Study, asked: str) -> None:
+    """Fetch what playing again needs; models only where there are rows to compare with.
+
+    asked: the preset's name or path as it was given. Raises UserError in one line.
+    """
+    from lib import fetch
+
+    def rows_are_there() -> bool:
+        try:
+            return all(study.run(dataset, task) for dataset in study.datasets for task in TASKS)
+        except UserError:
+            return False  # verify_rows says which
+
+    fetch.prepare(fetch.Request(study.preset, asked, study.datasets, study.n_sources, study.seed),
+                  rows_are_there)
+
+
 def verify_rows(study: Study, sample: int = SAMPLE, models: Models | None = None) -> bool:
     """Replay a sample of every run of a study, print what was compared; whether all of it holds."""
     holds, players = True, models
@@ -194,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if flags.sample < 1:
             raise UserError(f"--sample {flags.sample}: must be a whole number of at least 1")
         if flags.what == "rows":
+            fetch_for(study, flags.preset)
             return 0 if verify_rows(study, flags.sample) else 1
         from lib import expected
 

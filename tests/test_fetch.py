@@ -7,128 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
-import subprocess
-import sys
-import threading
-import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
 
 import pytest
-from PIL import Image
 
-from lib import captions, dataset_fetch, download, fetch, model_fetch, notebooks, pipeline, weights
-from lib.dataset_fetch import SOURCES, Source
+from lib import captions, dataset_fetch, download, fetch, model_fetch, weights
+from lib.dataset_fetch import SOURCES
 from lib.datasets import load_dataset
 from lib.errors import UserError
-from lib.presets import REPO_ROOT, get_preset
-
-NAMES = [f"{number:04x}" for number in range(6)]
-
-
-def picture(number, size=(24, 16)):
-    """A JPEG file of its own colour."""
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (40 * number, 90, 200)).save(buffer, format="JPEG")
-    return buffer.getvalue()
-
-
-def listing(names=NAMES, **changes):
-    """An annotation file in NoCaps' format."""
-    data = {
-        "images": [{"id": i, "file_name": f"{name}.jpg", "open_images_id": name, "width": 24, "height": 16,
-                    "domain": "in-domain", "coco_url": f"https://elsewhere.example/{name}.jpg"}
-                   for i, name in enumerate(names)],
-        "annotations": [{"id": i, "image_id": i, "caption": f"thing {i}"} for i in range(len(names))],
-    }
-    return json.dumps(data | changes).encode()
-
-
-class Site(BaseHTTPRequestHandler):
-    """Serves files with ranges; may cut one off, or answer with other status codes first."""
-
-    files: ClassVar[dict[str, bytes]] = {}
-    cut: ClassVar[dict[str, int]] = {}
-    codes: ClassVar[dict[str, list[int]]] = {}
-    asked: ClassVar[list[tuple[str, str, str | None]]] = []
-    said: ClassVar[list[str]] = []
-    said_before: ClassVar[list[int]] = []
-
-    def do_HEAD(self):
-        self._answer(body=False)
-
-    def do_GET(self):
-        self.said_before.append(len(self.said))
-        self.asked.append((self.path, self.headers.get("User-Agent"), self.headers.get("Range")))
-        self._answer(body=True)
-
-    def _answer(self, body):
-        code = self.codes[self.path].pop(0) if self.codes.get(self.path) else 200
-        content = self.files.get(self.path)
-        if code == 200 and content is not None:
-            asked = self.headers.get("Range")
-            content = content[int(asked[6:-1]):] if asked else content
-            self.send_response(206 if asked else 200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if body:
-                self.wfile.write(content[:self.cut.get(self.path, len(content))])
-        else:
-            self.send_error(404 if code == 200 else code)
-
-    def log_message(self, *arguments):
-        """Stay quiet."""
+from tests.hosts import NAMES, as_coco, fetched, listing, picture, request, serving
 
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A NoCaps of six pictures on a server of ours, an empty folder for it and an empty lock."""
-    fresh = {"files": {}, "cut": {}, "codes": {}, "asked": [], "said": [], "said_before": []}
-    handler = type("Handler", (Site,), fresh)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    handler.url = f"http://127.0.0.1:{server.server_port}"
-    handler.files |= {"/nocaps.json": listing()} | {
-        f"/main/{name}.jpg": picture(i) for i, name in enumerate(NAMES)}
-    monkeypatch.setitem(SOURCES, "nocaps", Source(
-        url=f"{handler.url}/nocaps.json", size=None, listed=len(NAMES), picture_size=650,
-        pictures=(f"{handler.url}/main/{{stem}}.jpg", f"{handler.url}/other/{{file}}"), link="no_url"))
-    for module in (weights, model_fetch):
-        monkeypatch.setattr(module, "LOCK_FILE", tmp_path / "lock.json")
-    monkeypatch.setattr(download, "PAUSES", (0.01, 0.01))
-    monkeypatch.setenv("NOCAPS_DIR", str(tmp_path / "nocaps"))
-    monkeypatch.setenv("COCO_DIR", str(tmp_path / "coco"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    yield handler
-    server.shutdown()
-    server.server_close()
-
-
-def request(dataset="nocaps", n=4, seed=0, preset="mini"):
-    return fetch.Request(get_preset(preset), preset, (dataset,), n, seed)
-
-
-def fetched(root):
-    """The names of the pictures that are there."""
-    return sorted(path.stem for path in (root / "nocaps" / "images").glob("*.jpg"))
-
-
-def as_coco(monkeypatch, site, **changes):
-    """Let val2014 come from our server as an archive; returns the annotation file's bytes."""
-    content = listing()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("annotations/captions_val2014.json", content)
-        archive.writestr("annotations/instances_val2014.json", b"{}")
-    site.files["/annotations.zip"] = buffer.getvalue()
-    source = dataclasses.replace(
-        SOURCES["coco-val2014"], url=f"{site.url}/annotations.zip", listed=len(NAMES),
-        sha256=hashlib.sha256(buffer.getvalue()).hexdigest(), md5=hashlib.md5(content).hexdigest(),
-        pictures=(f"{site.url}/main/{{file}}",))
-    monkeypatch.setitem(SOURCES, "coco-val2014", dataclasses.replace(source, **changes))
-    return content
+    """See ``hosts.serving``."""
+    with serving(tmp_path, monkeypatch) as handler:
+        yield handler
 
 
 # --- the good way -------------------------------------------------------------------------------
@@ -351,110 +245,3 @@ def test_only_addresses_in_the_network_are_opened(tmp_path):
     guard, asked = download._StaySafe(), download.urllib.request.Request("https://host.example/a")
     with pytest.raises(OSError, match="not encrypted"):
         guard.redirect_request(asked, None, 302, "", {}, "http://host.example/a")
-
-
-# --- without a network --------------------------------------------------------------------------
-
-
-def test_offline_is_one_line_and_asks_nobody(site, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for act in (lambda: fetch.fetch_ahead(request(seed=3), site.said.append),
-                lambda: fetch.prepare(request(seed=3), lambda: True, site.said.append)):
-        with pytest.raises(UserError) as caught:
-            act()
-        message = str(caught.value)
-        for part in ("captions of nocaps (size unknown)", "4 pictures of nocaps (about ", "in all about",
-                     "HF_HUB_OFFLINE is set", "./run_all.sh --fetch --preset mini --dataset nocaps --n 4 "
-                     "--seed 3", "--preset mini needs nothing"):
-            assert part in message
-        assert "\n" not in message
-    assert not site.asked
-
-
-def test_no_connection_is_one_line(site, monkeypatch):
-    monkeypatch.setitem(SOURCES, "nocaps", dataclasses.replace(
-        SOURCES["nocaps"], url="http://127.0.0.1:9/nocaps.json"))
-    with pytest.raises(UserError, match="missing: captions of nocaps .*refused.*needs nothing") as caught:
-        fetch.prepare(request(), lambda: False, site.said.append)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_run_goes_on_with_the_pictures_that_are_there(site, monkeypatch):
-    fetch.fetch_ahead(request(n=2), site.said.append)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    fetch.prepare(request(n=4), lambda: False, site.said.append)
-    assert "going on with the pictures that are there; missing: 2 pictures of nocaps" in site.said[-1]
-    dataset = load_dataset("nocaps", 4, 0)
-    assert len(dataset) == 2 and len(dataset.missing) == 2
-    with pytest.raises(UserError, match="2 pictures of nocaps .*HF_HUB_OFFLINE is set"):
-        fetch.fetch_ahead(request(n=4), site.said.append)
-
-
-def test_models_are_asked_for_only_where_they_will_run(site, monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    fetch.fetch_ahead(request(), site.said.append)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    fetch.prepare(request(preset="fast"), lambda: False, site.said.append)
-    with pytest.raises(UserError, match=r"missing: model Salesforce/blip\S+ \(about 1.0 GB\), .*sdxl-turbo"):
-        fetch.prepare(request(preset="fast"), lambda: True, site.said.append)
-    fetch.prepare(request(), lambda: pytest.fail("mini's models are here"), site.said.append)
-
-
-def test_the_parser_of_spice_is_offered_where_it_can_run(site, monkeypatch, tmp_path):
-    from lib.scoring import spice_official
-
-    monkeypatch.setattr(spice_official, "FOLDER", tmp_path)
-    monkeypatch.setattr(spice_official, "URL", f"{site.url}/corenlp.zip")
-    site.files["/corenlp.zip"] = b"x" * 2_500_000
-    with zipfile.ZipFile(tmp_path / "rhino.jar", "w") as jar:
-        jar.writestr("META-INF/services/javax.script.ScriptEngineFactory", "x")
-    parts = fetch._spice_parser(site.said.append)
-    assert [part.amount for part in parts] == ["2.5 MB"] and not site.said
-    for jar in spice_official.JARS:
-        (tmp_path / jar).write_bytes(b"jar")
-    assert not fetch._spice_parser(site.said.append)
-    assert [download.in_words(size) for size in (None, 0, 5, 2_500_000, 10_400_000, 5_500_000_000)] == [
-        "size unknown", "0 MB", "0.1 MB", "2.5 MB", "10 MB", "5.5 GB"]
-
-
-# --- the command --------------------------------------------------------------------------------
-
-
-def test_mini_needs_nothing_and_loads_no_torch():
-    script = ("import sys; from lib import pipeline; status = pipeline.main(['--fetch']); "
-              "sys.exit(status or 'torch' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPO_ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("nothing to fetch: all that preset mini needs")
-    assert len(done.stdout.splitlines()) == 1
-
-
-def test_a_run_fetches_first(site, tmp_path, monkeypatch, capsys):
-    import nbformat
-
-    monkeypatch.setenv("COMPENDIUM_FIGURES", str(tmp_path / "figures"))
-    monkeypatch.setenv("COMPENDIUM_RUNS", str(tmp_path / "runs"))
-    parameters = 'PRESET = "mini"\nDATASET = "all"\nN_SOURCES = 0\nN_CANDIDATES = 0\nSEED = 0'
-    code = ("from lib.datasets import load_dataset\n"
-            "print(len(load_dataset(DATASET, N_SOURCES, SEED)), 'sources')")
-    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
-             nbformat.v4.new_code_cell(code)]
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={
-        "kernelspec": {"name": "python3", "display_name": "Python 3"}}), folder / "01_count.ipynb")
-    (folder / "manifest.txt").write_text("01_count\n", encoding="utf-8")
-    pipeline.run_all(pipeline.parse(["--dataset", "nocaps", "--n", "3"]), folder)
-    out = capsys.readouterr().out
-    order = [out.index(part) for part in ("in all about", "fetched: all that was missing", "3 sources")]
-    assert order == sorted(order)
-
-
-def test_finished_runs_need_no_models(monkeypatch, tmp_path):
-    monkeypatch.setenv("COMPENDIUM_RUNS", str(tmp_path))
-    flags = pipeline.parse(["--n", "2"])
-    readers = notebooks.select(notebooks.read_manifest(notebooks.NOTEBOOKS), "03,05")
-    players = notebooks.select(notebooks.read_manifest(notebooks.NOTEBOOKS), "01")
-    assert pipeline.finished(flags, readers) and not pipeline.finished(flags, players)
