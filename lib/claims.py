@@ -288,7 +288,7 @@ def euclidean_verdict(rows: pd.DataFrame, score: str, seed: int, margin: float =
         "selecting by Euclidean distance instead makes no substantial difference (5.3)",
         task,
         dataset,
-        f"change of the selected messages' {labels.metric_label(score)}",
+        f"change of the selected messages' {labels.metric_label(score)}, margin ±{margin:g} %",
         ranking.paired_gain(by_cosine, by_distance, rng),
         direction=0,
         margin=margin,

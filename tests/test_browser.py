@@ -200,9 +200,12 @@ def test_the_report_opens_from_disk(browser, report_page, dark):
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0], "wider than a phone"
     grey = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
     assert (max(grey) < 60) == dark
-    page.locator(".plate, .zoom").first.press("Enter")
+    page.locator(".enlarge").first.press("Enter")
     assert page.locator("dialog img").evaluate("i => i.naturalWidth") > 0
     page.keyboard.press("Escape")
     assert not page.locator("dialog").is_visible()
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 690, "height": 1000})  # A4 between its margins
+    assert page.evaluate("[...document.querySelectorAll('.wide')].every(e => e.scrollWidth <= e.clientWidth)")
     assert watched.foreign == [] and watched.errors == []
     page.context.close()

@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -225,18 +226,22 @@ def test_equal_candidates_are_shown_once() -> None:
 
 
 class Page(HTMLParser):
-    """Collects what a page refers to, and pictures without an alternative text."""
+    """Collects what a page refers to, and what a screen reader could not tell."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loads, self.links, self.silent, self.open = [], [], 0, []
+        self.headings: list[int] = []
 
     def handle_starttag(self, tag, attrs) -> None:
         values = dict(attrs)
         self.loads += [values["src"]] if "src" in values else []
         if tag in ("a", "link"):
             self.links.append(values.get("href", ""))
-        self.silent += tag == "img" and "alt" not in values
+        # A button has its own name and hides what is within it, an alternative text, too.
+        self.silent += tag == "img" and ("alt" not in values or "button" in self.open)
+        self.silent += tag == "th" and "scope" not in values
+        self.headings += [int(tag[1])] if tag in ("h1", "h2", "h3", "h4") else []
         if tag not in ("meta", "link", "img"):
             self.open.append(tag)
 
@@ -253,10 +258,13 @@ def test_report_is_one_page_that_loads_nothing(origin, tmp_path) -> None:
     text = path.read_text(encoding="utf-8")
     page = Page()
     page.feed(text)
-    assert page.open == [] and page.silent == 0
+    assert page.open == [] and page.silent == 0 and '<html lang="en">' in text
+    assert page.headings[0] == 1 and all(b - a <= 1 for a, b in pairwise(page.headings))
     assert page.loads and all(load.startswith("data:") for load in page.loads)
     outside = [link for link in page.links if not link.startswith(("#", "data:"))]
     assert all((folder / link).is_file() for link in outside)
+    assert "Figure 3 of the paper" in text and "03_figure3_reconstruction_rank" in text
+    assert re.search("[2-9]</b>hold<", text), "a number of verdicts, so not: holds"
     assert "Is it &lt;better&gt;?" in text and "holds" in text and str(tmp_path) not in text
     assert "prefers-color-scheme: dark" in text and "viewport" in text
 
