@@ -361,7 +361,7 @@ def _heights(layout: pd.DataFrame) -> list[float]:
 
 
 def _table_line(ax: Axes, y: float, places: np.ndarray, name: str, cells: Iterable[str]) -> None:
-    context = name in ("Greedy", "Oracle", "Gain at equal length (%)", "Interval")
+    context = name in ("Most probable", "Greedy", "Oracle", "Gain at equal length (%)", "Interval")
     style = {"va": "center", "color": GREY if context else INK}
     style |= {"weight": "bold" if name in ("Selected", "Gain (%)") else "normal"}
     ax.text(0.015, y, name, fontsize=6.5, **style)

@@ -13,8 +13,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
+
 from lib import labels, multiplicity
 from lib.presets import REPO_ROOT
+from lib.tables import rival_sentences
 
 FIGURES = REPO_ROOT / "figures" / "mini"
 EVALUATION = REPO_ROOT / "data" / "models" / "mini" / "evaluation.json"
@@ -62,12 +65,16 @@ def verdict_summary(figures: Path) -> list[str]:
 
 
 def greedy_lines(figures: Path) -> list[str]:
-    """What Table 1 shows beside the claim: CIDEr of greedy decoding and of the best candidate there was."""
+    """What Table 1 shows beside the claim: CIDEr of captions that need no game, and whether they say more."""
     with (figures / "table1.csv").open(encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["domain"] == "all" and row["metric"] == "cider"]
-    kinds = ("nucleus", "selected", "greedy", "oracle")
-    scores = [", ".join(f"{kind} {100 * float(row[kind]):.0f}" for kind in kinds) for row in rows]
-    return [f"- CIDEr, {labels.short_label(row['dataset'])}: {text}." for row, text in zip(rows, scores, strict=True)]
+    kinds = {"nucleus": "nucleus", "selected": "selected", "likeliest": "most probable candidate",
+             "greedy": "greedy", "oracle": "oracle"}
+    scores = [", ".join(f"{name} {100 * float(row[kind]):.0f}" for kind, name in kinds.items() if row.get(kind))
+              for row in rows]
+    said = [f"- CIDEr, {labels.short_label(row['dataset'])}: {text}." for row, text in zip(rows, scores, strict=True)]
+    kept = figures / "table1_rivals.csv"
+    return [*said, *(f"- {line}" for line in (rival_sentences(pd.read_csv(kept)) if kept.is_file() else ()))]
 
 
 def read_times(figures: Path) -> dict[str, float]:

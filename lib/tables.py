@@ -22,6 +22,7 @@ from lib.ranking import Estimate
 BLEU = ("bleu1", "bleu2", "bleu3", "bleu4")
 MEANS = ("cider", "cider_d", "meteor", "rouge_l", "spice", "spice_spacy")
 IMAGE_SCORES = ("clip_score", "clip_score_judge")
+CONTENT = "sem_f"  # what a caption says, whatever its wording; known where the true scene is
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def systems(
         order = position.reindex(items).to_numpy(dtype=float)
         known = np.isfinite(order)
         take = np.where(known, order, 0).astype(int)
-        for name in MEANS + IMAGE_SCORES:
+        for name in (*MEANS, *IMAGE_SCORES, CONTENT):
             if name in greedy:
                 values = pd.to_numeric(greedy[name]).to_numpy(dtype=float, na_value=np.nan)
                 by_score[name] = np.where(known, values[take], np.nan)
@@ -103,8 +104,8 @@ def bleu_rows(systems: Systems, rng: np.random.Generator) -> list[dict]:
     many = _bleu_gain(nucleus, picked, ranking.bootstrap_counts(n, rng))
     with np.errstate(divide="ignore", invalid="ignore"):
         samples = 100 * (many[1] / many[0] - 1)  # (B, 4)
-    best = ranking.pick(nucleus, _oracle(systems))
-    oracle = bleu_from_statistics(best.sum(axis=0))
+    others = {name: bleu_from_statistics(ranking.pick(nucleus, index).sum(axis=0))
+              for name, index in _other_choices(systems).items()}
     greedy = np.full(4, np.nan)
     if systems.greedy_bleu is not None and systems.greedy_bleu.any():
         greedy = bleu_from_statistics(systems.greedy_bleu.sum(axis=0))
@@ -115,16 +116,29 @@ def bleu_rows(systems: Systems, rng: np.random.Generator) -> list[dict]:
             "selected": ours[i],
             "gain": Estimate(100 * (ours[i] / base[i] - 1), samples[:, i], n),
             "greedy": greedy[i],
-            "oracle": oracle[i],
+            **{name: values[i] for name, values in others.items()},
         }
         for i, name in enumerate(BLEU)
     ]
 
 
-def _oracle(systems: Systems) -> np.ndarray:
-    """(S,) the candidate with the highest primary score: the most that selection could reach."""
-    scores = grid(systems.rows, labels.PRIMARY[identity(systems.rows)[0]])
-    return np.nan_to_num(scores, nan=-np.inf).argmax(axis=1)
+def _other_choices(systems: Systems) -> dict[str, np.ndarray]:
+    """(S,) indices of what could be selected instead, for comparison.
+
+    likeliest: the caption that the captioner itself gives the highest log-probability, no game
+    needed (left out where there is none); oracle: the highest primary score, the most that
+    selection could reach.
+    """
+    task = identity(systems.rows)[0]
+    found = {}
+    if task == "image" and has(systems.rows, "logprob"):  # in the other task: the receiver's
+        found["likeliest"] = _highest(grid(systems.rows, "logprob"))
+    return found | {"oracle": _highest(grid(systems.rows, labels.PRIMARY[task]))}
+
+
+def _highest(values: np.ndarray) -> np.ndarray:
+    """(S, K) -> (S,) place of the highest number of each source, the first where there is none."""
+    return np.nan_to_num(values, nan=-np.inf).argmax(axis=1)
 
 
 def mean_row(systems: Systems, metric: str, rng: np.random.Generator) -> dict:
@@ -145,7 +159,8 @@ def mean_row(systems: Systems, metric: str, rng: np.random.Generator) -> dict:
         "gain": ranking.paired_gain(base, picked, rng),
         "gain_length": length,
         "greedy": float(np.mean(greedy)) if np.isfinite(greedy).any() else np.nan,
-        "oracle": float(np.mean(ranking.pick(scores, _oracle(systems))[usable])),
+        **{name: float(np.mean(ranking.pick(scores, index)[usable])) if usable.any() else np.nan
+           for name, index in _other_choices(systems).items()},
     }
 
 
@@ -211,6 +226,63 @@ def gain_verdicts(systems: Systems, seed: int) -> list[Verdict]:
     return found
 
 
+# what needs no game
+
+
+def rivals(systems: Systems, seed: int) -> pd.DataFrame:
+    """Captions that need no game against the selected ones, by CIDEr and by content.
+
+    One row a rival (greedy decoding, the most probable candidate) and score: rival and selected
+    mean, and the rival's lead in percent with its 95 % interval from resampling sources in pairs.
+    """
+    rows, lines = systems.rows, []
+    dataset = identity(rows)[1]
+    for score in (name for name in (labels.PRIMARY["image"], CONTENT) if has(rows, name)):
+        scores = grid(rows, score)
+        picked = ranking.pick(scores, systems.index)
+        found = {"greedy": systems.greedy.get(score, np.full(len(scores), np.nan))}
+        if (index := _other_choices(systems).get("likeliest")) is not None:
+            found["most probable"] = ranking.pick(scores, index)
+        for rival, values in found.items():
+            lead = ranking.paired_gain(picked, values, generator(seed, "rival", dataset, rival, score))
+            both = np.isfinite(picked) & np.isfinite(values)
+            if both.any():
+                low, high = lead.interval()
+                line = {"dataset": dataset, "rival": rival, "score": score, "n": lead.n, "lead": lead.value}
+                means = {"rival_mean": float(values[both].mean()), "selected": float(picked[both].mean())}
+                lines.append(line | means | {"low": low, "high": high})
+    columns = ["dataset", "rival", "score", "rival_mean", "selected", "lead", "low", "high", "n"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def rival_sentences(table: pd.DataFrame) -> list[str]:
+    """What `rivals` found, a sentence for each rival: is it ahead, and in content, too?"""
+    said = []
+    for (dataset, rival), part in table.groupby(["dataset", "rival"], sort=False):
+        ahead = {line["score"]: _side(line["low"], line["high"]) for _, line in part.iterrows()}
+        leads = ", ".join(
+            f"{labels.metric_label(line['score'])} {signed(line['lead'])} % "
+            f"[{signed(line['low'])}, {signed(line['high'])}]" for _, line in part.iterrows()
+        )
+        wording, content = ahead.get(labels.PRIMARY["image"]), ahead.get(CONTENT)
+        if wording != 1:
+            meaning = "behind in CIDEr" if wording == -1 else "no lead in CIDEr is decided"
+        else:
+            meaning = "ahead in CIDEr; " + {
+                1: "its captions say more that is true, too",
+                0: "that its captions say more that is true is not decided",
+                -1: "yet its captions say less that is true",
+                None: "what its captions say cannot be judged without true scenes",
+            }[content]
+        said.append(f"{labels.short_label(dataset)}, {rival} against selected: {leads}: {meaning}.")
+    return said
+
+
+def _side(low: float, high: float) -> int:
+    """On which side of zero an interval lies: 1, -1, or 0 where it does not exclude zero."""
+    return int(low > 0) - int(high < 0)
+
+
 # the printed forms
 
 
@@ -240,6 +312,8 @@ def paper_layout(block: pd.DataFrame, context: bool = True) -> pd.DataFrame:
     }
     if context:
         lines["Gain at equal length (%)"] = block["gain_length"].map(signed)
+        if "likeliest" in block:
+            lines["Most probable"] = block["likeliest"].map(percent)
         lines["Greedy"] = block["greedy"].map(percent)
         lines["Oracle"] = block["oracle"].map(percent)
     columns = [labels.metric_label(name) for name in block["metric"]]

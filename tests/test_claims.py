@@ -241,3 +241,43 @@ def test_silence_is_about_the_thing_that_carries() -> None:
     assert failures.speech("a building in the snow", "tower") == "silent"
     assert failures.speech("a red fir tree next to an owl", "tower") == "absent"
     assert failures.speech("a red fir tree", None) == "absent"
+
+
+def _two_kinds_of_rows(greedy_cider: float, greedy_content: float) -> tables.Systems:
+    """Rows whose likeliest candidate is the fourth, and a greedy caption that is so much better or worse."""
+    rows = planted_rows(0.4)
+    rows["logprob"] = np.where(rows["candidate"] == 3, -1.0, -5.0 - rows["candidate"])
+    rows = claims.prepare(rows)
+    best = rows[rows["selected"]].set_index("item")
+    greedy = pd.DataFrame({"item": best.index, "cider": best["cider"].to_numpy() + greedy_cider,
+                           "sem_f": best["sem_f"].to_numpy() + greedy_content})
+    return tables.systems(rows, greedy=greedy)
+
+
+def test_the_likeliest_candidate_is_a_row_of_table_1() -> None:
+    systems = _two_kinds_of_rows(0.5, 0.0)
+    block = tables.selection_block(systems, "all", 0).set_index("metric")
+    fourth = systems.rows.loc[systems.rows["candidate"] == 3, "cider"].mean()
+    assert block.loc["cider", "likeliest"] == pytest.approx(fourth)
+    assert tables.paper_layout(block.reset_index()).loc["Most probable", "CIDEr"] == f"{100 * fourth:.1f}"
+    texts = tables.systems(claims.prepare(planted_rows(0.4, task="text")))
+    assert "likeliest" not in tables.selection_block(texts, "all", 0)
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (0.2, "say more that is true, too"), (0.0, "is not decided"), (-0.2, "say less that is true")])
+def test_a_lead_in_cider_need_not_be_one_in_content(content: float, said: str) -> None:
+    table = tables.rivals(_two_kinds_of_rows(0.5, content), 0).set_index(["rival", "score"])
+    ahead = table.loc[("greedy", "cider")]
+    assert ahead["lead"] == pytest.approx(100 * 0.5 / ahead["selected"]) and ahead["low"] > 0
+    greedy, likeliest = tables.rival_sentences(table.reset_index())
+    assert greedy.endswith(f"{said}.") and "ahead in CIDEr" in greedy
+    assert "behind in CIDEr" in likeliest  # a candidate chosen without regard to the planted effect
+
+
+def test_without_true_scenes_no_word_on_content() -> None:
+    systems = _two_kinds_of_rows(0.5, 0.0)
+    systems.rows["sem_f"] = np.nan
+    table = tables.rivals(systems, 0)
+    assert set(table["score"]) == {"cider"}
+    assert "cannot be judged" in tables.rival_sentences(table)[0]
