@@ -20,12 +20,14 @@ another service, subclass ``ApiCaptioner`` or ``ApiGenerator`` and write ``reque
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import io
 import json
 import logging
 import math
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -45,13 +47,25 @@ from lib.presets import REPO_ROOT, CaptionerSpec, Decoding, GeneratorSpec, canon
 log = logging.getLogger(__name__)
 CACHE = REPO_ROOT / "data" / "cache" / "api"
 TIMEOUT_SECONDS = 120
+BUSY = (429, 503, 529)  # not served, so asked again, after these seconds or those that the service names
+PAUSES = (2.0, 5.0, 10.0, 30.0, 60.0)
+LONGEST_PAUSE = 120.0
+# What services call a request that their rules forbid; it gives no answer however often it is sent.
+REFUSALS = ("content_policy_violation", "moderation_blocked", "content_filter")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: urllib would send the key along to another host."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        """Nothing, which makes the redirect an error."""
 
 
 class PaidCalls:
     """Sends requests at a price: answers from the cache are free, the cap is never passed.
 
-    The ledger (``spent.json`` beside the answers) counts over runs; it is written before a call
-    is sent, so that a call that breaks half-way counts as paid.
+    The ledger (``spent.json`` beside the answers) counts over runs and over workers of one machine;
+    it is written before a call is sent, so that a call that breaks half-way counts as paid.
     """
 
     def __init__(self, options: Mapping[str, Any], model_id: str, cache: Path | None = None) -> None:
@@ -92,11 +106,13 @@ class PaidCalls:
 
     def _pay(self) -> None:
         """Add one call to the ledger, or refuse."""
-        total = self.spent + self.price
-        if total > self.cap + 1e-12:
-            raise UserError(f"cost cap reached: {self.spent:.4g} of {self.cap:.4g} spent at "
-                            f"{self.url}: raise cap in the preset's options to go on")
-        _write(self.folder / "spent.json", json.dumps({"spent": total}).encode("utf-8"))
+        with (self.folder / ".lock").open("w") as lock:  # two workers must not read the same sum
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            total = self.spent + self.price
+            if total > self.cap + 1e-12:
+                raise UserError(f"cost cap reached: {self.spent:.4g} of {self.cap:.4g} spent at "
+                                f"{self.url}: raise cap in the preset's options to go on")
+            _write(self.folder / "spent.json", json.dumps({"spent": total}).encode("utf-8"))
 
     def _key(self) -> str:
         """The key, from the environment."""
@@ -110,15 +126,45 @@ class PaidCalls:
         return key
 
     def _send(self, body: bytes, key: str) -> bytes:
-        """POST a JSON body with the key as bearer token."""
+        """POST a JSON body with the key as bearer token; a refusal is an answer too."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-                return response.read()
-        except (urllib.error.URLError, TimeoutError, OSError) as error:
-            raise UserError(f"{self.url} did not answer: {error}; rows already written stay, "
-                            "run again to go on") from error
+        for pause in (*PAUSES, None):
+            try:
+                with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS) as response:
+                    return response.read()
+            except urllib.error.HTTPError as error:
+                answer = error.read(1 << 16)
+                if refused(answer):
+                    return answer
+                said = " ".join(answer.decode("utf-8", "replace").replace(key, "***").split())
+                trouble = f"{error}{': ' if said else ''}{said[:200]}"
+                if pause is None or error.code not in BUSY or "insufficient_quota" in said:
+                    break
+                wait = _asked_pause(error.headers.get("Retry-After"), pause)
+                log.warning("%s is busy (%d), asking again in %.0f s", self.url, error.code, wait)
+                time.sleep(wait)
+            except OSError as error:
+                trouble = str(error)
+                break
+        raise UserError(f"{self.url} did not answer: {trouble}; rows already written stay, run again to go on")
+
+
+def _asked_pause(stated: str | None, usual: float) -> float:
+    """Seconds to wait before a service is asked again: what it states, within reason."""
+    try:
+        return min(float(stated or usual), LONGEST_PAUSE)
+    except ValueError:  # a date
+        return usual
+
+
+def refused(answer: bytes) -> bool:
+    """Whether an answer says that the service's rules forbid the request."""
+    try:
+        error = json.loads(answer).get("error") or {}
+    except (ValueError, AttributeError):
+        return False
+    return isinstance(error, dict) and any(error.get(key) in REFUSALS for key in ("code", "type"))
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -234,6 +280,8 @@ class ImagesGenerator(ApiGenerator):
                 "response_format": "b64_json"}
 
     def parse(self, answer: bytes) -> Image.Image | None:
+        if refused(answer):
+            return None
         data = json.loads(answer)["data"][0]
         if "b64_json" not in data:
             if data.get("refused") or data.get("content_filtered"):

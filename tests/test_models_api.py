@@ -23,11 +23,20 @@ class Service(BaseHTTPRequestHandler):
     """Answers captions that name the call's number, and grey squares."""
 
     seen: list[tuple[str, dict]] = []
+    trouble: list[tuple[int, str, dict[str, str]]] = []  # answered first
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.seen.append((self.headers["Authorization"], body))
         n = len(self.seen)
+        if self.trouble:
+            code, words, headers = self.trouble.pop(0)
+            self.send_response(code)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(words.encode())
+            return
         if self.path == "/chat":
             logprobs = {"content": [{"logprob": -0.5}] * 3} if n % 2 else None
             answer = {"choices": [{"message": {"content": f"a  cat {n}\n"}, "logprobs": logprobs}]}
@@ -50,6 +59,8 @@ class Service(BaseHTTPRequestHandler):
 @pytest.fixture
 def service(tmp_path, monkeypatch):
     Service.seen.clear()
+    Service.trouble.clear()
+    monkeypatch.setattr(api_models, "PAUSES", (0.01, 0.01))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setattr(api_models, "CACHE", tmp_path / "cache")
@@ -100,6 +111,41 @@ def test_generator_resizes_and_flags_refusals(service):
     made = load_generator(spec).generate(["a cat", "refuse this"], [1, 2])
     assert made.pixels.shape == (2, 16, 16, 3) and made.flagged.tolist() == [False, True]
     assert np.all(made.pixels[0] == 1)
+
+
+def test_a_forbidden_text_is_flagged_and_the_run_goes_on(service):
+    spec = GeneratorSpec("remote", adapter="lib.api_models:ImagesGenerator", size=64, output_size=16,
+                         options=options(service + "/images"))
+    Service.trouble = [(400, json.dumps({"error": {"code": "content_policy_violation"}}), {})]
+    for _ in range(2):  # the second time from the cache
+        made = load_generator(spec).generate(["a forbidden cat", "a cat"], [1, 2])
+        assert made.flagged.tolist() == [True, False] and made.pixels[0].max() == 0
+    assert len(Service.seen) == 2
+
+
+def test_a_busy_service_is_asked_again_and_paid_once(service, caplog):
+    image, model = Image.new("RGB", (8, 8)), captioner(service + "/chat")
+    Service.trouble = [(429, "{}", {"Retry-After": "0.01"}), (503, "busy", {"Retry-After": "Mon, 1 Jan"})]
+    assert model.caption([image], [[1]])[0][0].text == "a cat 3"
+    assert len(Service.seen) == 3 and model.calls.spent == pytest.approx(0.25)
+    assert caplog.text.count("is busy") == 2
+    Service.trouble = [(429, "slow down", {})] * 3
+    with pytest.raises(UserError, match=r"did not answer: HTTP Error 429.*slow down; rows already"):
+        model.caption([image], [[2]])
+    assert len(Service.seen) == 6
+    for words in ('{"error": {"code": "insufficient_quota"}}', "bad\nsecret model"):
+        Service.trouble = [(429 if "quota" in words else 400, words, {})]
+        with pytest.raises(UserError, match=r"did not answer: HTTP Error 4") as caught:
+            model.caption([image], [[3]])
+        assert not Service.trouble and "secret" not in str(caught.value) and "\n" not in str(caught.value)
+    assert len(Service.seen) == 8
+
+
+def test_the_key_follows_no_redirect(service):
+    Service.trouble = [(302, "", {"Location": service + "/chat"})]
+    with pytest.raises(UserError, match="302"):
+        captioner(service + "/moved").caption([Image.new("RGB", (8, 8))], [[1]])
+    assert len(Service.seen) == 1
 
 
 def test_errors_are_one_line(service, monkeypatch):
