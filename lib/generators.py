@@ -71,6 +71,7 @@ class Generator:
             self.pipeline = self._load()
         self.meter = Meter.of(self.pipeline, NETWORKS)
         self._accepted = set(inspect.signature(self.pipeline.__call__).parameters)
+        self._check_options()
         self._parts = _PROMPT_PARTS.get(type(self.pipeline).__name__)
         self._empty: dict[str, torch.Tensor] | None = None
 
@@ -132,14 +133,22 @@ class Generator:
             module = getattr(pipeline, name, None)
             if module is not None and self.device.type == "cuda":
                 module.to(memory_format=torch.channels_last)
-        if self.spec.compile:
+        self.compiled = self.spec.compile and _can_compile(self.device)
+        if self.compiled:
             vae = getattr(pipeline, "vae", None)
             parts = (getattr(pipeline, "unet", None), getattr(pipeline, "transformer", None),
                      getattr(vae, "decoder", None))
             for part in parts:
                 if part is not None:
                     part.compile(dynamic=False)
-        keep_timesteps_on_host(pipeline.scheduler)
+        tune_scheduler(pipeline.scheduler)
+
+    def _check_options(self) -> None:
+        """Options are arguments of the pipeline's call; one that it does not take is an error."""
+        unknown = [name for name in self.spec.options if name not in self._accepted]
+        if unknown:
+            raise UserError(f"generator {self.spec.id}: options has {unknown[0]!r}, which is no argument of a "
+                            f"{type(self.pipeline).__name__}: remove it from the preset")
 
     # --- the verb -------------------------------------------------------------------------------
 
@@ -193,7 +202,8 @@ class Generator:
 
         accepted = inspect.signature(self.pipeline.encode_prompt).parameters
         arguments = {"prompt": texts, "prompt_2": None, "prompt_3": None, "device": self.device,
-                     "num_images_per_prompt": 1, "do_classifier_free_guidance": guided}
+                     "num_images_per_prompt": 1, "do_classifier_free_guidance": guided,
+                     **self.spec.options}
         verbosity = diffusers_logging.get_verbosity()
         diffusers_logging.set_verbosity_error()
         try:
@@ -207,7 +217,7 @@ class Generator:
         """Draw one batch: uint8 pixels (b, H, W, 3) and safety flags (b,)."""
         spec = self.spec
         arguments: dict[str, Any] = {
-            "num_inference_steps": spec.steps, "guidance_scale": spec.guidance,
+            **spec.options, "num_inference_steps": spec.steps, "guidance_scale": spec.guidance,
             "height": spec.size, "width": spec.size, "output_type": "pt",
             "use_resolution_binning": False,  # PixArt: draw the size that was asked for
             "generator": [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]}
@@ -261,8 +271,58 @@ class Generator:
         encoder = getattr(self.pipeline, name.replace("tokenizer", "text_encoder"), None)
         is_t5 = encoder is not None and "t5" in type(encoder).__name__.lower()
         if is_t5 and default is not None and isinstance(default.default, int):
-            return default.default
+            return int(self.spec.options.get("max_sequence_length", default.default))
         return int(tokenizer.model_max_length)
+
+
+def _can_compile(device: torch.device) -> bool:
+    """Whether torch can compile here (it needs a C++ compiler, and Triton on a GPU), tried on a trifle."""
+    def trifle(x: torch.Tensor) -> torch.Tensor:
+        return (x + 1).relu() * 2
+
+    try:
+        torch.compile(trifle, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # a backend raises whatever its compiler does
+        log.warning("compile = true is left out: torch cannot compile here (%s: %.150s)",
+                    type(error).__name__, " ".join(str(error).split()))
+        return False
+    return True
+
+
+def tune_scheduler(scheduler: Any) -> None:
+    """Both changes to a diffusers scheduler, in place; in float32 neither changes a number."""
+    keep_latents_exact(scheduler)
+    keep_timesteps_on_host(scheduler)
+
+
+def keep_latents_exact(scheduler: Any) -> None:
+    """Let a diffusers scheduler compute in float32 where the networks run in half precision.
+
+    A pipeline hands the latents from step to step in the networks' type. Multistep schedulers add
+    outputs with large weights of both signs (PNDM: 55, -59, 37, -9, all over 24), which multiplies
+    bfloat16's rounding, and it adds up over the steps. Here the networks see rounded latents, but
+    the next step starts from the exact ones.
+    """
+    step = scheduler.step
+    given, exact = None, None
+
+    @functools.wraps(step)
+    def exact_step(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *arguments: Any,
+                   **options: Any) -> Any:
+        nonlocal given, exact
+        kind = model_output.dtype
+        if kind not in (torch.float16, torch.bfloat16):
+            return step(model_output, timestep, sample, *arguments, **options)
+        whole = exact if sample is given else sample.float()
+        outcome = step(model_output.float(), timestep, whole, *arguments, **options)
+        exact = outcome[0]
+        given = exact.to(kind)
+        if isinstance(outcome, tuple):
+            return (given, *outcome[1:])
+        outcome["prev_sample"] = given
+        return outcome
+
+    scheduler.step = exact_step
 
 
 def keep_timesteps_on_host(scheduler: Any) -> None:

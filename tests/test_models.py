@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lib.errors import UserError
-from lib.generators import keep_timesteps_on_host
+from lib.generators import keep_latents_exact, tune_scheduler
 from lib.models import describe, load_captioner, load_encoder, load_generator
 from lib.presets import CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec
 from lib.weights import Batches, is_local, pick_device, pick_dtype
@@ -200,7 +202,7 @@ def test_no_step_waits_for_the_device(folders, sampler):
     scheduler, pixels = generator.pipeline.scheduler, generator.generate(["a cat"], [5]).pixels
     del scheduler.step, scheduler.set_timesteps  # the scheduler as diffusers has it
     assert np.array_equal(generator.generate(["a cat"], [5]).pixels, pixels)
-    keep_timesteps_on_host(scheduler)
+    tune_scheduler(scheduler)
     text = generator.pipeline.to("meta")._execution_device
     arguments = {name: torch.zeros(2, 16, 32, device=text)
                  for name in ("prompt_embeds", "negative_prompt_embeds")}
@@ -216,12 +218,47 @@ def test_no_step_waits_for_the_device(folders, sampler):
 
 def test_compiled_parts_draw_the_same(folders):
     spec = GeneratorSpec(str(folders["sd"]), steps=2, guidance=4.0, size=32, output_size=32)
-    compiled = load_generator(dataclasses.replace(spec, compile=True), "cpu")
-    for part in (compiled.pipeline.unet, compiled.pipeline.vae.decoder):
-        assert part._compiled_call_impl is not None
     with torch.compiler.set_stance("force_eager"):  # needs no C++ compiler, takes no minutes
+        compiled = load_generator(dataclasses.replace(spec, compile=True), "cpu")
+        for part in (compiled.pipeline.unet, compiled.pipeline.vae.decoder):
+            assert compiled.compiled and part._compiled_call_impl is not None
         made = compiled.generate(["a cat"], [3]).pixels
     assert np.array_equal(made, load_generator(spec, "cpu").generate(["a cat"], [3]).pixels)
+
+
+def test_where_torch_cannot_compile_the_pictures_are_drawn_all_the_same(folders, caplog):
+    import torch._inductor.config as inductor
+
+    spec = GeneratorSpec(str(folders["sd"]), steps=2, guidance=4.0, size=32, output_size=32, compile=True)
+    with inductor.patch({"cpp.cxx": (None, "/no/such/compiler"), "fx_graph_cache": False}):
+        plain = load_generator(spec, "cpu")
+    assert not plain.compiled and caplog.text.count("compile = true is left out: torch cannot compile") == 1
+    assert plain.generate(["a cat"], [3]).pixels.std() > 1
+
+
+@pytest.mark.parametrize("sampler", ["PNDMScheduler", "DPMSolverMultistepScheduler", "LCMScheduler"])
+def test_half_precision_latents_do_not_drift(sampler):
+    """Against a loop that keeps the latents in float32 by hand; noise of a seed where there is any."""
+    half, options = torch.bfloat16, {"skip_prk_steps": True} if sampler == "PNDMScheduler" else {}
+    start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def drawn(tune, exact):
+        scheduler = getattr(diffusers, sampler)(**options)
+        tune(scheduler)
+        scheduler.set_timesteps(20)
+        noise, latents = torch.Generator().manual_seed(1), start if exact else start.to(half)
+        taken = inspect.signature(scheduler.step).parameters
+        for t in scheduler.timesteps:
+            seen = latents.to(half)
+            made = (0.4 * seen + 0.1 * seen.flip(-1)).to(torch.float32 if exact else half)
+            latents = scheduler.step(made.to(half).float() if exact else made, t, latents, return_dict=False,
+                                     **({"generator": noise} if "generator" in taken else {}))[0]
+        return latents.float()
+
+    wanted = drawn(lambda scheduler: None, exact=True)
+    ours, plain = drawn(keep_latents_exact, exact=False), drawn(lambda scheduler: None, exact=False)
+    rounding = (wanted - wanted.to(half).float()).abs().max()
+    assert (ours - wanted).abs().max() <= 4 * rounding < (plain - wanted).abs().max()
 
 
 # --- encoder ------------------------------------------------------------------------------------

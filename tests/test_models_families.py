@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,22 @@ def test_generator_family(tmp_path, build, steps, guidance):
     scheduler = generator.pipeline.scheduler
     del scheduler.step, scheduler.set_timesteps  # as diffusers has it: the same pixels
     assert np.array_equal(generator.generate(texts, seeds).pixels, made)
+
+
+def test_options_are_arguments_of_the_pipeline(tmp_path):
+    folder = tiny.build_flux(tmp_path / "flux")
+    spec = GeneratorSpec(str(folder), steps=1, guidance=0.0, size=32, output_size=32,
+                         options={"max_sequence_length": 5})
+    generator, texts = load_generator(spec, "cpu"), ["a red owl on a boat", "a red owl on a tree"]
+    lengths = []
+    generator.pipeline.text_encoder_2.register_forward_hook(
+        lambda module, args, output: lengths.append(output[0].shape[1]))
+    generator.generate(texts, [1, 1])
+    assert lengths == [5]
+    assert generator._limit("tokenizer_2", generator.pipeline.tokenizer_2) == 5
+    wrong = dataclasses.replace(spec, options={"max_tokens": 5})
+    with pytest.raises(UserError, match="options has 'max_tokens', which is no argument of a FluxPipeline"):
+        load_generator(wrong, "cpu")
 
 
 def _counter(counts, i):
