@@ -220,6 +220,28 @@ def rank_verdicts(rows: pd.DataFrame, score: str, seed: int) -> list[Verdict]:
     return verdicts
 
 
+def controlled(rows: pd.DataFrame, score: str, seed: int) -> dict[str, ranking.Estimate]:
+    """Figure 3's rho of the image task with something else that is known of a caption taken out.
+
+    The captioner's log-probability is known before anything is drawn: what is left then is what the
+    reconstruction adds to it.
+    """
+    dataset = identity(rows)[1]
+    words = grid(rows, "n_words")
+    controls = {"nothing": None, "number of words": words}
+    if has(rows, "logprob"):
+        probability = grid(rows, "logprob")
+        each = np.divide(probability, words, out=np.full(words.shape, np.nan), where=words > 0)
+        controls |= {"log-probability": probability, "log-probability per word": each}
+    parts = {"nothing": "rho", "number of words": "length"}  # the verdicts' own draws
+    return {
+        name: ranking.within_source_spearman(
+            grid(rows, "similarity"), grid(rows, score),
+            generator(seed, "rank", dataset, "image", score, parts.get(name, name)), control)
+        for name, control in controls.items()
+    }
+
+
 # Figure 4: between sources
 
 
@@ -257,6 +279,34 @@ def correlation_verdicts(means: pd.DataFrame, task: str, dataset: str, seed: int
             direction=-1,
         ),
     ]
+
+
+def spread_reasons(rows: pd.DataFrame, vague: Callable[[str], bool], seed: int) -> dict[str, ranking.Estimate]:
+    """The spread of 5.1 measured otherwise, to see what a reversed verdict comes from (image task).
+
+    vague: whether all references of an item only name the family; such a right caption scores low
+    however well it is reconstructed.  The semantic score has no scale without an upper end, and no
+    wording in it; it is left out where no true scene is known.
+    """
+    dataset = identity(rows)[1]
+    score = labels.PRIMARY["image"]
+    name = labels.metric_label(score)
+    clear = rows[[not vague(item) for item in rows["item"]]].reset_index(drop=True)
+    clear.attrs = rows.attrs
+    plain, relative = ranking.spread_log_ratio, ranking.relative_spread_log_ratio
+    measured = {name: (rows, score, plain), f"{name}, in units of its mean there": (rows, score, relative)}
+    if 0 < len(clear) < len(rows):
+        without = "without pictures whose annotators only name the family"
+        measured |= {f"{name}, {without}": (clear, score, plain),
+                     f"{name}, both": (clear, score, relative)}
+    if has(rows, "sem_f"):
+        measured[labels.metric_label("sem_f")] = (rows, "sem_f", plain)
+    found = {}
+    for label, (table, column, spread) in measured.items():
+        means = source_means(table, column)
+        draws = generator(seed, "spread", dataset, "image")  # the verdict's own: its row repeats it
+        found[label] = spread(means["similarity"].to_numpy(), means["score"].to_numpy(), draws)
+    return found
 
 
 def clearer_verdict(nocaps: Verdict, coco: Verdict) -> Verdict:

@@ -7,10 +7,10 @@ Every random draw comes from a generator that the caller passes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import rankdata
 
 from lib.errors import UserError
 
@@ -100,6 +100,8 @@ def ordinal_ranks(similarity: np.ndarray) -> np.ndarray:
 
 def midranks(values: np.ndarray) -> np.ndarray:
     """Ascending ranks with ties shared, along the last axis; NaN stays NaN."""
+    from scipy.stats import rankdata  # half of the time that importing the game would take
+
     return rankdata(values, method="average", axis=-1, nan_policy="omit")
 
 
@@ -386,13 +388,13 @@ def _residual_variance(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.
     return np.clip(vy - np.nan_to_num(_divide(cov**2, vx)), 0.0, None)
 
 
-def spread_log_ratio(
-    x: np.ndarray, y: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES
+def _third_contrast(
+    x: np.ndarray, y: np.ndarray, rng: np.random.Generator, resamples: int,
+    variance: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
 ) -> Estimate:
-    """log(SD of y in the third of highest x / SD in the third of lowest x), (S,), (S,).
+    """Half the log ratio of a variance, the third of highest x over the third of lowest x.
 
-    Negative: variance is low where reconstruction is good (5.1).  The spread is taken around a
-    line fitted within each third, so that a steep trend does not pass for a wide spread.
+    variance: (S,), (S,), (B, S) weights -> (B,).  Both arrays reach it without their means.
     """
     both = np.isfinite(x) & np.isfinite(y)
     x, y = np.asarray(x, float)[both], np.asarray(y, float)[both]
@@ -403,10 +405,36 @@ def spread_log_ratio(
     low, high = np.quantile(x, [1 / 3, 2 / 3])
 
     def log_ratio(weights: np.ndarray) -> np.ndarray:
-        best = _residual_variance(x, y, weights * (x >= high))
-        worst = _residual_variance(x, y, weights * (x <= low))
+        best, worst = (variance(x, y, weights * third) for third in (x >= high, x <= low))
         ratio = _divide(best, worst)
         return 0.5 * np.log(np.where(ratio > 0, ratio, np.nan))
 
     value = float(log_ratio(np.ones((1, n)))[0])
     return Estimate(value, log_ratio(bootstrap_counts(n, rng, resamples)), n, left_out)
+
+
+def spread_log_ratio(
+    x: np.ndarray, y: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> Estimate:
+    """log(SD of y in the third of highest x / SD in the third of lowest x), (S,), (S,).
+
+    Negative: variance is low where reconstruction is good (5.1).  The spread is taken around a
+    line fitted within each third, so that a steep trend does not pass for a wide spread.
+    """
+    return _third_contrast(x, y, rng, resamples, _residual_variance)
+
+
+def relative_spread_log_ratio(
+    x: np.ndarray, y: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> Estimate:
+    """`spread_log_ratio` of the SD in units of the mean of y in the same third; for y >= 0.
+
+    A score that starts at 0 spreads more where it is high; this asks whether it does beyond that.
+    """
+    middle = np.mean(y[np.isfinite(x) & np.isfinite(y)])
+
+    def variance(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        mean = middle + _divide(weights @ y, weights.sum(axis=1))
+        return _divide(_residual_variance(x, y, weights), mean**2)
+
+    return _third_contrast(x, y, rng, resamples, variance)

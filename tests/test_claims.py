@@ -281,3 +281,41 @@ def test_without_true_scenes_no_word_on_content() -> None:
     table = tables.rivals(systems, 0)
     assert set(table["score"]) == {"cider"}
     assert "cannot be judged" in tables.rival_sentences(table)[0]
+
+
+def test_what_the_captioner_knew_is_taken_out() -> None:
+    """Similarity and score both follow the probability and share nothing else: nothing is left."""
+    rows = planted_rows(0.0, seed=3)
+    rng = np.random.default_rng(3)
+    rows["logprob"] = -rng.uniform(4, 12, len(rows)) * rows["n_words"]
+    known = rows["logprob"] / rows["n_words"]
+    rows["similarity"] = 0.05 * known + rng.normal(scale=0.1, size=len(rows))
+    rows["cider"] = 2 + 0.1 * known + rng.normal(scale=0.2, size=len(rows))
+    rows["rank"] = rows.groupby("item")["similarity"].rank(ascending=False).astype(int)
+    found = claims.controlled(claims.prepare(rows), "cider", 0)
+    assert list(found) == ["nothing", "number of words", "log-probability", "log-probability per word"]
+    assert found["nothing"].interval()[0] > 0.2 and found["number of words"].interval()[0] > 0.2
+    assert abs(found["log-probability per word"].value) < found["nothing"].value / 3  # midranks leave a little
+    verdicts = claims.rank_verdicts(claims.prepare(rows), "cider", 0)
+    assert found["nothing"].interval() == verdicts[0].estimate.interval()
+    assert found["number of words"].interval() == verdicts[1].estimate.interval()
+
+
+def test_reasons_of_a_wide_spread_are_told_apart() -> None:
+    """Good pictures score high and a few of them are vague: without these and by scale nothing is left."""
+    rng = np.random.default_rng(9)  # not that of the planted rows: noise must not follow ease
+    rows = planted_rows(0.0, n_sources=300, n_candidates=4)
+    order = rows.groupby("item")["similarity"].transform("mean").rank(pct=True)
+    vague = {item for place, item in enumerate(rows["item"].unique()) if place % 10 == 0}
+    noise = rows["item"].map(dict(zip(rows["item"].unique(), rng.normal(1, 0.2, 300), strict=True)))
+    rows["cider"] = np.where(order > 0.5, 3, 1) * noise * np.where(rows["item"].isin(vague) & (order > 0.5), 0.2, 1.0)
+    found = claims.spread_reasons(claims.prepare(rows), vague.__contains__, 0)
+    plain, relative, clear, both, semantic = found.values()
+    assert plain.interval()[0] > 0 and relative.value > 0.2
+    assert clear.interval()[0] > 0 and clear.n == 270
+    assert abs(both.value) < 0.25 < clear.value < plain.value
+    assert list(found)[-1] == "Semantic F1" and semantic.n == 300
+    prepared = claims.prepare(rows)
+    verdict = claims.correlation_verdicts(claims.source_means(prepared, "cider"), "image", "picturebook-coco", 0)
+    assert plain.interval() == verdict[1].estimate.interval()
+    assert len(claims.spread_reasons(prepared.assign(sem_f=np.nan), lambda item: False, 0)) == 2

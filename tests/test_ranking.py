@@ -277,3 +277,15 @@ def test_share_is_not_certain_at_zero(rng: np.random.Generator) -> None:
     half = ranking.share(np.arange(100) % 2 == 0, rng)
     assert half.value == 0.5 and half.interval() == pytest.approx((0.404, 0.596), abs=0.015)
     assert np.isnan(ranking.share(np.empty(0, dtype=bool), rng).interval()).all()
+
+
+def test_spread_in_units_of_the_mean(rng: np.random.Generator) -> None:
+    """SD and mean both three times as large on the right: a wider spread, and no wider a relative one."""
+    x = np.linspace(0, 1, 900)
+    y = np.where(x > 0.5, 3.0, 1.0) * (2 + rng.normal(scale=0.5, size=900))
+    plain = ranking.spread_log_ratio(x, y, np.random.default_rng(1))
+    assert plain.value == pytest.approx(np.log(3), abs=0.2)
+    relative = ranking.relative_spread_log_ratio(x, y, np.random.default_rng(1))
+    assert abs(relative.value) < 0.15 < plain.interval()[0]
+    best, worst = y[x >= 2 / 3].mean(), y[x <= 1 / 3].mean()
+    assert relative.value == pytest.approx(plain.value - np.log(best / worst))
