@@ -17,7 +17,6 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -84,7 +83,16 @@ class HasRows(Protocol):
 
 def use_theme() -> None:
     """Set the theme for all figures of this process."""
+    import seaborn as sns  # slow to import, and not every caller of this module draws
+
     sns.set_theme(context="paper", style="ticks", rc=RC)
+
+
+def _take_off_spines(ax: Axes, left: bool = False) -> None:
+    """Leave of a panel's frame what carries a scale."""
+    import seaborn as sns
+
+    sns.despine(ax=ax, left=left)
 
 
 def colour(dataset: str) -> str:
@@ -216,7 +224,7 @@ def rank_panel(
     ax.set_xticks(range(1, last + 1))
     ax.set_ylabel(f"Mean {score_label}")
     ax.grid(axis="y")
-    sns.despine(ax=ax)
+    _take_off_spines(ax)
     bottom, top = ax.get_ylim()
     ends = [factor * table["mean"].iloc[-1] for table in profiles.values()]
     places = np.array(_spread(ends, 0.27 * (top - bottom)))
@@ -286,7 +294,7 @@ def bin_panel(ax: Axes, means: pd.DataFrame, dataset: str, bins: int, factor: fl
         ax.annotate(words, (place, 0.015), fontsize=SMALLEST, color=GREY, **where)
     ax.set_xlim(left, edges[-1] + 0.3 * width)
     ax.grid(axis="y")
-    sns.despine(ax=ax)
+    _take_off_spines(ax)
 
 
 def corner_note(ax: Axes, text: str) -> None:
@@ -318,7 +326,7 @@ def gain_panel(ax: Axes, names: Sequence[str], table: pd.DataFrame, hue: str) ->
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel("Gain (%), 95 % interval\nfilled: without zero")
     ax.grid(axis="x")
-    sns.despine(ax=ax, left=True)
+    _take_off_spines(ax, left=True)
 
 
 def table_figure(blocks: Sequence[tuple[str, pd.DataFrame]], note: str = "") -> Figure:
@@ -393,7 +401,7 @@ def share_panel(ax: Axes, counts: pd.DataFrame) -> None:
     ax.spines["bottom"].set_bounds(0, 100)
     ax.set_xlabel("Sources (%), Wilson's 95 % interval", x=0.4)
     ax.tick_params(axis="y", length=0)
-    sns.despine(ax=ax, left=True)
+    _take_off_spines(ax, left=True)
 
 
 __all__ = [
