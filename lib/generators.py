@@ -63,9 +63,12 @@ class Generator:
     def __init__(self, spec: GeneratorSpec, device: str | torch.device | None = None) -> None:
         self.spec = spec
         self.device = pick_device(device)
-        self.dtype = pick_dtype(spec.dtype, self.device, half_on_gpu=True)
         skipped = () if spec.safety_checker else ("safety_checker/*",)
         self.folder = model_folder(spec.id, spec.revision, pipeline_files(spec.variant), skipped)
+        # Pipelines around a U-Net (Stable Diffusion 1, SDXL, LCM) are used in float16 everywhere;
+        # the text encoders of later ones (T5) overflow in it.
+        self.dtype = pick_dtype(spec.dtype, self.device, half_on_gpu=True,
+                                may_overflow=not (self.folder / "unet").is_dir())
         self._batches = Batches(spec.batch_size, f"generator {spec.id}", "image")
         with loading(spec.id):
             self.pipeline = self._load()

@@ -298,11 +298,16 @@ def test_out_of_memory_halves_and_goes_on(caplog):
         Batches(2, "x").run(1, lambda rows: (_ for _ in ()).throw(RuntimeError("shapes")))
 
 
-def test_device_and_dtype():
+def test_device_and_dtype(monkeypatch):
     assert pick_device("cpu").type == "cpu"
     assert pick_dtype("auto", torch.device("cpu"), True) is torch.float32
     assert pick_dtype("auto", torch.device("mps"), True) is torch.float16
     assert pick_dtype("bfloat16", torch.device("cpu"), False) is torch.bfloat16
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, n=native: n)
+        card, better = torch.device("cuda"), torch.bfloat16 if native else torch.float16
+        assert pick_dtype("auto", card, True) is better and pick_dtype("auto", card, False) is torch.float32
+        assert pick_dtype("auto", card, True, may_overflow=False) is torch.float16
     with pytest.raises(UserError, match="abacus"):
         pick_device("abacus")
     absent = "mps" if torch.cuda.is_available() else "cuda"  # no machine has both
