@@ -10,6 +10,9 @@ import csv
 import gzip
 import io
 import json
+import re
+import reprlib
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,6 +23,9 @@ from lib.errors import UserError
 FOLDER_FILES = ("captions.json", "captions.jsonl", "captions.csv")
 _NAME_KEYS = ("file_name", "file", "image", "filename")
 _CAPTION_KEYS = ("captions", "caption", "text")
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character that takes two such codes
+_shown = reprlib.Repr()  # of values in messages, which may be as long as a file
+_shown.maxstring = _shown.maxother = 100
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def read_text(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
@@ -54,10 +60,18 @@ def read_json(path: Path) -> Any:
     text = read_text(path)
     if not text.strip():
         raise UserError(f"{path} is empty: fetch or write it again")
+    return _parse(text, str(path))
+
+
+def _parse(text: str, where: str) -> Any:
+    """Parse JSON. Half characters are refused here: they could not be written into any table."""
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): fetch or write it again") from error
+        data = json.loads(text)
+        if _HALF_CHARACTER.search(text):
+            json.dumps(data, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not valid JSON ({error}): fetch or write it again") from error
+    return data
 
 
 def safe_name(name: Any, where: str) -> str:
@@ -66,18 +80,18 @@ def safe_name(name: Any, where: str) -> str:
     The check is by name only: a link that the user has put into the folder is the user's wish.
     """
     if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{where}: file name {name!r} is not a text: correct it")
+        raise UserError(f"{where}: file name {_shown.repr(name)} is not a text: correct it")
     pure = PurePosixPath(name)
     outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name
     if outside or any(ord(character) < 32 for character in name):
-        raise UserError(f"{where}: file name {name!r} leaves its folder: only names inside it are allowed")
+        raise UserError(f"{where}: file name {_shown.repr(name)} leaves its folder: only names inside it are allowed")
     return pure.as_posix()
 
 
 def clean_caption(text: Any, where: str) -> str:
     """One caption without surrounding blanks; UserError if it is empty or no text."""
     if not isinstance(text, str):
-        raise UserError(f"{where}: caption {text!r} is not a text: correct it")
+        raise UserError(f"{where}: caption {_shown.repr(text)} is not a text: correct it")
     caption = " ".join(text.split())
     if not caption:
         raise UserError(f"{where}: the caption is empty: write one or remove the entry")
@@ -136,7 +150,7 @@ def _value(record: Mapping[str, Any], key: str, where: str) -> Any:
 def _domain(image: Mapping[str, Any], where: str) -> str | None:
     domain = image.get("domain")
     if domain is not None and not isinstance(domain, str):
-        raise UserError(f"{where}: domain {domain!r} is not a text: correct the file")
+        raise UserError(f"{where}: domain {_shown.repr(domain)} is not a text: correct the file")
     return domain
 
 
@@ -154,7 +168,7 @@ def _unique(values: Iterable[Any], what: str) -> list[str]:
     seen: dict[str, None] = {}
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, str)):
-            raise UserError(f"{what} {value!r} is neither a whole number nor a text: correct the file")
+            raise UserError(f"{what} {_shown.repr(value)} is neither a whole number nor a text: correct the file")
         if str(value) in seen:
             raise UserError(f"{what} {value} is there twice: ids must be unique, remove one")
         seen[str(value)] = None
@@ -201,7 +215,7 @@ def _folder_records(path: Path) -> Iterator[tuple[str, Any, Any]]:
     if path.suffix == ".jsonl":
         for number, line in enumerate(read_text(path).splitlines(), start=1):
             if line.strip():
-                yield _record(_json_line(line, path, number), f"{path} line {number}")
+                yield _record(_parse(line, f"{path} line {number}"), f"{path} line {number}")
     elif path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
         for row in reader:
@@ -217,19 +231,12 @@ def _json_records(path: Path) -> Iterator[tuple[str, Any, Any]]:
             yield str(path), entry.file_name, list(entry.captions)
     elif isinstance(data, dict):
         for name, texts in data.items():
-            yield _record({"file_name": name, "captions": texts}, f"{path}, {name!r}")
+            yield _record({"file_name": name, "captions": texts}, f"{path}, {_shown.repr(name)}")
     elif isinstance(data, list):
         for index, record in enumerate(data):
             yield _record(record, f"{path}[{index}]")
     else:
         raise UserError(f"{path}: expected an object or a list of captions")
-
-
-def _json_line(line: str, path: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} line {number} is not valid JSON: {error}") from error
 
 
 def _record(record: Any, where: str) -> tuple[str, Any, Any]:
@@ -239,8 +246,8 @@ def _record(record: Any, where: str) -> tuple[str, Any, Any]:
     name = next((record[key] for key in _NAME_KEYS if record.get(key) is not None), None)
     texts = next((record[key] for key in _CAPTION_KEYS if record.get(key) is not None), None)
     if name is None or texts is None:
-        has = ", ".join(map(str, record)) or "nothing"
+        has = ", ".join(map(_shown.repr, list(record)[:9])) or "nothing"
         raise UserError(f"{where}: needs file_name and caption, has {has}")
     if not isinstance(texts, (str, list)):
-        raise UserError(f"{where}: captions {texts!r} are neither a text nor a list of texts")
+        raise UserError(f"{where}: captions {_shown.repr(texts)} are neither a text nor a list of texts")
     return where, name, texts

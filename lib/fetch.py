@@ -178,7 +178,7 @@ def _fetch(request: Request, parts: Sequence[Part], say: Say) -> None:
     try:
         if offline():
             raise UserError("HF_HUB_OFFLINE is set")
-        from lib.results import run_lock  # the models' and rows' own packages: not needed for mini
+        from lib.leases import run_lock  # the models' and rows' own packages: not needed for mini
         with run_lock(REPO_ROOT / "data" / "cache" / "fetch", "fetching"):
             while left:
                 say(f"fetching {left[0].name}")

@@ -40,7 +40,7 @@ EXTENSIONS = frozenset(
 )
 # What Pillow's readers raise on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError,
-           OverflowError, TypeError, KeyError, MemoryError)
+           OverflowError, TypeError, KeyError, MemoryError, RuntimeError)
 
 
 def open_image(path: str | Path) -> Image.Image:

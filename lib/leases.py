@@ -1,20 +1,70 @@
-"""The lock of a run that lies in a store, where no kernel keeps one: an object that is refreshed."""
+"""Locks of runs: the kernel's on a file, and in a store, where no kernel keeps one, an object that
+is refreshed."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import secrets
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
 
 from lib import stores
-from lib.errors import UserError
+from lib.errors import UserError, writing_failed
 from lib.provenance import process_name
-from lib.stores import StorePath
+from lib.stores import Place, StorePath
+
+# What file systems answer that were mounted without locks (Lustre, NFS and some in user space do).
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def run_lock(folder: Place, doing: str = "") -> Iterator[None]:
+    """Hold a run's folder (or that of some other work); a second one on it says so and waits.
+
+    The lock is the kernel's and goes with the process, so a killed run leaves none behind. In a
+    store it is an object that has to be refreshed: see :class:`Lease`. Raises UserError if the
+    folder cannot be written, or lies where there are no locks.
+    """
+    if isinstance(folder, StorePath):
+        with Lease(folder):
+            yield
+        return
+    try:
+        stream = _locked(folder, doing or f"playing {folder.name}")
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise UserError(f"{folder} lies on a file system without locks ({error.strerror}): mount it "
+                            "with them (Lustre: -o flock), or set COMPENDIUM_RUNS to another place") from error
+        raise writing_failed(folder, error) from error
+    with stream:
+        yield
+
+
+def _locked(folder: Path, doing: str) -> BinaryIO:
+    """Open the lock file of a folder and wait until it is ours; it holds the name of who has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context((folder / ".lock").open("ab+", buffering=0))
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().decode(errors="replace").strip() or "another process"
+            print(f"waiting: {holder} is {doing}", file=sys.stderr, flush=True)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.truncate(0)
+        stream.write(process_name().encode())
+        stack.pop_all()
+        return stream
 
 
 @dataclass(frozen=True)

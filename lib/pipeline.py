@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lib import notebooks
-from lib.errors import UserError
+from lib.errors import UserError, writing_failed
 from lib.presets import REPO_ROOT, Preset, get_preset
 
 if TYPE_CHECKING:
@@ -426,13 +427,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = run_all(flags)
             summarise(outcome, write_report(outcome))
             compare(flags)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        told = error if isinstance(error, UserError) else writing_failed(Path(error.filename or "figures"), error)
+        if not isinstance(told, UserError):
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 2
     except notebooks.NotebookFailure as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        # The kernel's end is noted by a task that nobody waits for any more.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         print("stopped: finished rows are kept, the same command goes on from them", file=sys.stderr)
         return 130
     return 0

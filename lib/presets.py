@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -100,6 +101,8 @@ class GeneratorSpec:
 
     lora: a hub id or folder whose low-rank weights are folded in (needs the package peft).
     variant: the suffix of the weight files, such as "fp16", where a repository has several.
+    options: further arguments of the pipeline's call, such as max_sequence_length = 256 (all that
+    FLUX.1 schnell reads); of an adapter of your own, whatever it takes.
     """
 
     id: str
@@ -160,6 +163,9 @@ class Preset:
     assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        # It names folders: of figures, for one.
+        _require(re.fullmatch(r"[^\s./\\][^/\\\x00-\x1f]{0,79}", self.name) is not None, "name", self.name,
+                 "must be 1 to 80 characters without slashes, not beginning with a dot or a blank")
         _require(self.n_sources >= 1, "n_sources", self.n_sources, "must be at least 1")
         _require(self.n_candidates >= 1, "n_candidates", self.n_candidates, "must be at least 1")
         _require(len(self.datasets) >= 1, "datasets", self.datasets, "must name a dataset")
@@ -267,19 +273,27 @@ def get_preset(name_or_path: str | Path) -> Preset:
     return _preset_from_toml(Path(name))
 
 
-def _preset_from_toml(path: Path) -> Preset:
-    """Read a TOML preset; its name is the file's stem unless it sets ``name``."""
+def _preset_from_toml(path: Path, above: tuple[Path, ...] = ()) -> Preset:
+    """Read a TOML preset; its name is the file's stem unless it sets ``name``.
+
+    above: the files that have led here, each by naming the next as its base.
+    """
+    if path.resolve() in above:
+        raise UserError(f"preset file {path} is its own base: name another one")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"preset file {path} does not exist: check the path") from error
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of TOML, UTF-8, numbers of many digits
         raise UserError(f"preset file {path} cannot be read as TOML: {error}") from error
     base_name = data.pop("base", None)
     if not isinstance(base_name, str):
         raise UserError(f"preset file {path}: add a line such as base = \"mini\"")
     # A base given as a file is looked up beside the file that names it.
-    base = get_preset(path.parent / base_name if base_name.endswith(".toml") else base_name)
+    if base_name.endswith(".toml"):
+        base = _preset_from_toml(path.parent / base_name, (*above, path.resolve()))
+    else:
+        base = get_preset(base_name)
     data.setdefault("name", path.stem)
     return _override(base, data, str(path))
 
@@ -323,8 +337,12 @@ def _coerce(value: Any, hint: Any, place: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise UserError(f"{place} must be a list of strings, not {value!r}")
         return tuple(value)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 1 << 53:
         return float(value)
+    try:
+        json.dumps(value, allow_nan=False)  # run.json will hold it
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{place} = {value!r}: must be plain and finite, no date and no inf") from error
     expected = Mapping if origin is not None else hint
     if not isinstance(value, expected) or (hint is int and isinstance(value, bool)):
         name = getattr(expected, "__name__", str(expected))

@@ -18,18 +18,14 @@ object store or wherever else fsspec reaches: what differs there is in ``lib/sto
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import hashlib
 import io
 import json
 import os
 import re
 import secrets
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -41,11 +37,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lib import stores
-from lib.errors import UserError
+from lib.errors import UserError, writing_failed
 from lib.images import decode_image, open_image
-from lib.leases import Lease
 from lib.presets import REPO_ROOT, Preset, canonical_json, preset_hash
-from lib.provenance import process_name
 from lib.stores import Place, StorePath
 
 SCHEMA = "1"
@@ -116,7 +110,7 @@ def write_atomic(path: Place, write: Callable[[Path], None]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise _writing_failed(path, error) from error
+        raise writing_failed(path, error) from error
 
 
 def _upload(path: StorePath, write: Callable[[Path], None]) -> None:
@@ -128,17 +122,7 @@ def _upload(path: StorePath, write: Callable[[Path], None]) -> None:
             write(local)
             path.upload(local)
     except OSError as error:
-        raise _writing_failed(local, error) from error
-
-
-def _writing_failed(path: Path, error: OSError) -> Exception:
-    """A clear message for what the user can mend, else the error itself."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"no space left on the disk for {path}: make room and run again, "
-                         "finished rows are kept")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return UserError(f"{path} cannot be written ({error.strerror}): make its folder writable")
-    return error
+        raise writing_failed(local, error) from error
 
 
 def write_bytes(path: Place, data: bytes) -> None:
@@ -171,7 +155,7 @@ def write_many(files: Mapping[Any, bytes], scratch: Place) -> None:
         for path, written in temporary.items():
             os.replace(written, path)
     except OSError as error:
-        raise _writing_failed(path, error) from error
+        raise writing_failed(path, error) from error
 
 
 def _force_to_disk(path: Path) -> None:
@@ -193,10 +177,15 @@ def write_json(path: Place, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Place) -> dict[str, Any] | None:
-    """Read a JSON object that we wrote; None if it is absent or damaged."""
+    """Read a JSON object that we wrote; None if it is absent or damaged.
+
+    Raises UserError if a store does not answer: the file may well be there.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
 
@@ -254,6 +243,8 @@ def read_table(path: Place, schema: pa.Schema, run_hash: str | None) -> pa.Table
         metadata = file.schema_arrow.metadata or {}
         found = file.schema_arrow.remove_metadata()
         table = file.read() if found.equals(schema) else None
+    except UserError:  # a store that does not answer: nothing is known of the table
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, PermissionError):
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
@@ -261,7 +252,7 @@ def read_table(path: Place, schema: pa.Schema, run_hash: str | None) -> pa.Table
     if table is None or metadata.get(b"schema") != SCHEMA.encode():
         raise UserError(f"{path} has another schema than this program writes: "
                         "move the run's folder away and run again")
-    owner = metadata.get(b"run", b"").decode()
+    owner = metadata.get(b"run", b"").decode(errors="replace")
     if run_hash is not None and owner != run_hash:
         raise UserError(f"{path} belongs to another run ({owner[:8] or 'unknown'}, not "
                         f"{run_hash[:8]}): move it out of the folder and run again")
@@ -275,7 +266,7 @@ def marks(path: Place) -> dict[str, str]:
             metadata = pq.read_schema(stream).metadata or {}
     except (pa.ArrowException, OSError):
         return {}
-    return {key.decode(): value.decode() for key, value in metadata.items()}
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in metadata.items()}
 
 
 # --- runs --------------------------------------------------------------------------------------
@@ -396,36 +387,6 @@ class Run:
             return decode_image(io.BytesIO(path.read_bytes()), str(path))
         except FileNotFoundError as error:
             raise UserError(f"image {path} does not exist: play the run again") from error
-
-
-@contextlib.contextmanager
-def run_lock(folder: Place, doing: str = "") -> Iterator[None]:
-    """Hold a run's folder (or that of some other work); a second one on it says so and waits.
-
-    The lock is the kernel's and goes with the process, so a killed run leaves none behind. In a
-    store it is an object that has to be refreshed: see :class:`lib.leases.Lease`.
-    """
-    if isinstance(folder, StorePath):
-        with Lease(folder):
-            yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise _writing_failed(folder, error) from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            print(f"waiting: {holder} is {doing or f'playing {folder.name}'}", file=sys.stderr, flush=True)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.truncate(0)
-        stream.write(process_name())
-        stream.flush()
-        yield
 
 
 def find(key: RunKey, weights_known: bool, root: Place) -> Run:

@@ -34,6 +34,7 @@ from lib.datasets import Dataset, Item, load_dataset
 from lib.errors import UserError
 from lib.game import TASKS, Played, Shard
 from lib.jobs import Hooks, Job, Load
+from lib.leases import run_lock
 from lib.metrics import Corpus
 from lib.players import Models, describe_models, load_models
 from lib.presets import REPO_ROOT, Preset, preset_to_dict
@@ -138,7 +139,9 @@ def play(
     """
     crew = _crew(engine, workers, models)
     plan = plan_run(preset, dataset, task, n_sources, n_candidates, seed, root, shard_size)
-    with results.run_lock(plan.run.path):
+    if _scored(plan):
+        return plan.run  # before any lock: its folder may be read-only
+    with run_lock(plan.run.path):
         if not _scored(plan):
             begin(plan)
             waiting = pending(plan)

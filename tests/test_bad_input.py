@@ -187,11 +187,14 @@ ANNOTATIONS = {
     "not JSON": (b"{'images': }", "not valid JSON"),
     "empty": (b"", "is empty"),
     "not UTF-8": (b'{"images": "\xff"}', "not UTF-8"),
+    "half a character": (b'{"images": [{"id": "\\ud83d"}]}', "not valid JSON"),
     "lacks a key": (b'{"images": [{"id": 1, "file_name": "1.png"}]}', "'annotations' is absent"),
     "an image without its name": (changed("images", file_name=None), "'file_name' is absent"),
     "repeats an id": (changed("images", id=2), "image id 2 is there twice"),
     "leaves its folder": (changed("images", file_name="../../etc/passwd"), "leaves its folder"),
     "an absolute path": (changed("images", file_name="/etc/passwd"), "leaves its folder"),
+    "a path of another system": (changed("images", file_name="..\\x.png"), "leaves its folder"),
+    "a drive": (changed("images", file_name="C:x.png"), "leaves its folder"),
     "an empty caption": (changed("annotations", caption=" "), "caption is empty"),
     "a caption that is a number": (changed("annotations", caption=float("nan")), "caption nan is not a text"),
     "repeats an annotation's id": (changed("annotations", id=8), "annotation id 8 is there twice"),
@@ -378,23 +381,27 @@ for n in map(int, sys.argv[2:]):
 
 @pytest.mark.parametrize("what", ["runs", LAST])
 def test_without_permission(what, pictures):
-    """The runs' folder may not be written, or the last picture not be read, by who is not root."""
+    """The runs' folder may not be written, or the last picture not be read, by who is not root;
+    a finished run is opened all the same."""
     with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to others
         folder = Path(place) / "pictures"
         shutil.copytree(pictures, folder)
         (folder / LAST).write_bytes((folder / "0.png").read_bytes())
         (runs := Path(place) / "runs").mkdir()
+        if what == "runs":
+            play(folder, n=N)
         Path(place).chmod(0o755)
-        runs.chmod(0o555 if what == "runs" else 0o777)
+        runs.chmod(0o777 if what == LAST else 0o555)
         (folder / LAST).chmod(0o000 if what == LAST else 0o644)
         # The source goes in as text, because a process without rights may not read this checkout.
-        done = subprocess.run([sys.executable, "-c", NOBODY, str(folder), str(N + 1)], cwd=REPO_ROOT,
+        counts = [str(N), str(N + 1)] if what == "runs" else [str(N + 1)]
+        done = subprocess.run([sys.executable, "-c", NOBODY, str(folder), *counts], cwd=REPO_ROOT,
                               capture_output=True, text=True, check=False)
     said = [line.removeprefix("told: ") for line in done.stdout.splitlines()]
     remedy = "make its folder writable" if what == "runs" else "Permission denied"
-    assert len(said) == 2, done.stderr
-    told(said[0], what, remedy)
-    assert said[1] == ("finished: 0" if what == "runs" else "finished: 3")
+    assert len(said) == len(counts) + 1, done.stderr
+    told(said[-2], what, remedy)
+    assert {"finished: 3"} == {*said[:-2], said[-1]}
 
 
 def test_cut_off_record(pictures):

@@ -327,6 +327,11 @@ def test_bad_counts(n):
     ("captions.jsonl", '{"file_name": "1.png"}', "line 1: needs file_name and caption"),
     ("captions.jsonl", "{", "line 1 is not valid JSON"),
     ("captions.jsonl", "[]", "expected a record"),
+    ("captions.json", '{"1.png": "\\ud83d"}', "not valid JSON .*surrogates"),
+    ("captions.json", '{"1.png": ' + "9" * 5000 + "}", "not valid JSON .*digits"),
+    ("captions.json", "[" * 100_000, "not valid JSON .*recursion"),
+    ("captions.jsonl", '{"file_name": "1.png", "capti' + "o" * 9000 + 'n": "one"}', "line 1: needs .{,400}$"),
+    ("captions.json", '{"1.png": "a whole \\ud83e\\udd8a", "../x": ""}', "leaves its folder"),
     ("captions.csv", "name,words\n1.png,one\n", "line 2: needs file_name and caption"),
     ("captions.csv", "file_name,caption\n../1.png,one\n", "leaves its folder"),
 ])

@@ -48,6 +48,7 @@ def play(pictures: str, root: Path):
 
 def play_in_a_process(pictures: str, root: Path, ready) -> None:
     """What a process does that is killed from outside."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     ready.send("ready")
     play(pictures, root)
 

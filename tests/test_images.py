@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lib.errors import UserError
-from lib.images import MAX_PIXELS, MAX_SIDE, open_image, png_bytes
+from lib.images import FORMATS, MAX_PIXELS, MAX_SIDE, open_image, png_bytes
 
 RED = (200, 30, 20)
 
@@ -109,7 +109,19 @@ def jpeg_bytes() -> bytes:
     return buffer.getvalue()
 
 
+def avif_bytes() -> bytes:
+    """An AVIF of which only the header is left; nothing where Pillow was built without that format."""
+    if "AVIF" not in FORMATS:
+        return b""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, format="AVIF")
+    header, _, body = buffer.getvalue().partition(b"mdat")
+    return header + b"mdat" + b"\xff" * len(body)
+
+
 BAD = {
+    "noise.avif": (avif_bytes(), "damaged or cut off|empty"),
     "empty.jpg": (b"", "empty"),
     "text.jpg": (b"this is not a picture", "not a picture"),
     "cut.jpg": (jpeg_bytes()[:900], "damaged or cut off"),

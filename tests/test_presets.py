@@ -55,6 +55,13 @@ def test_toml_preset_overrides_nested_fields(tmp_path):
     ('base = "mini"\n[generator]\ndtype = "float8"', "float8"),
     ('base = "nobody"', "nobody"),
     ("base = ", "TOML"),
+    ('base = "bad.toml"', "its own base"),
+    ('base = "mini"\nname = "../../elsewhere"', "without slashes"),
+    ('base = "mini"\nname = ".."', "without slashes"),
+    ('base = "mini"\n[captioner.sender]\ntemperature = inf', "finite"),
+    ('base = "mini"\n[captioner.options]\nsince = [1979-05-27]', "no date"),
+    ('base = "mini"\nx = ' + "[" * 3000, "TOML"),
+    ('base = "mini"\nn_sources = ' + "9" * 5000, "TOML"),
 ])
 def test_bad_toml_is_one_line_that_names_the_culprit(tmp_path, text, culprit):
     path = tmp_path / "bad.toml"

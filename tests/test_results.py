@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from lib import results
 from lib.errors import UserError
+from lib.leases import run_lock
 from lib.presets import REPO_ROOT, get_preset
 from lib.results import BASELINES, PLAYED, ROWS, DamagedTable, Run, RunKey
 from tests.standins import Heard
@@ -136,9 +138,10 @@ import os, sys
 from pathlib import Path
 from lib import results
 from lib.errors import UserError
+from lib.leases import run_lock
 if os.geteuid() == 0:
     os.setuid(65534)  # root may write anywhere
-for write in (lambda p: results.write_bytes(p / "a", b"x"), lambda p: results.run_lock(p / "r").__enter__()):
+for write in (lambda p: results.write_bytes(p / "a", b"x"), lambda p: run_lock(p / "r").__enter__()):
     try:
         write(Path(sys.argv[1]))
     except UserError as error:
@@ -162,6 +165,8 @@ def test_json_rejects_nan_and_reads_damaged_as_none(tmp_path):
     (tmp_path / "b.json").write_text("{")
     assert results.read_json(tmp_path / "b.json") is None
     assert results.read_json(tmp_path / "c.json") is None
+    (tmp_path / "d.json").write_text("[" * 100_000)
+    assert results.read_json(tmp_path / "d.json") is None
 
 
 # --- names, keys, locks ------------------------------------------------------------------------
@@ -202,7 +207,7 @@ def test_key_follows_what_changes_rows_and_nothing_else():
 HOLDER = """
 import sys
 from pathlib import Path
-from lib.results import run_lock
+from lib.leases import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -216,11 +221,24 @@ def test_second_run_waits_and_says_so(tmp_path, monkeypatch, capsys):
         assert other.stdout.readline() == "held\n"
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", Heard(lambda: other.stdin.close()))
-            with results.run_lock(tmp_path):
+            with run_lock(tmp_path):
                 assert (tmp_path / "left").exists()
             assert f"waiting: process {other.pid}" in sys.stderr.getvalue()
-    with results.run_lock(tmp_path):
+    with run_lock(tmp_path):
         assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("code", "told"), [
+    (errno.ENOSYS, "without locks .Function not implemented.: mount"), (errno.ENOLCK, "without locks"),
+    (errno.EACCES, "cannot be written"),
+])
+def test_a_place_without_locks_is_told_in_one_line(tmp_path, monkeypatch, code, told):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=told), run_lock(tmp_path):
+        pytest.fail("held nothing")
 
 
 def test_image_paths_stay_in_the_run(tmp_path):

@@ -68,6 +68,10 @@ class Bad(Disk):
             raise Bad.error
         return super().info(path, **options)
 
+    def cat_file(self, path, **options):
+        Bad.info(self, "/")
+        return super().cat_file(path, **options)
+
     def pipe_file(self, path, value, **options):
         Bad.left -= 1
         self.info("/")
@@ -181,7 +185,8 @@ def test_a_lost_connection_is_not_taken_for_a_missing_file(tmp_path):
     path = stores.at(f"bad://{tmp_path}") / "rows.parquet"
     assert not path.is_file()
     Bad.left = -1
-    for look in (path.is_file, path.is_dir, path.stat, lambda: results.find(KEY, True, path.parent)):
+    for look in (path.is_file, path.is_dir, path.stat, lambda: results.find(KEY, True, path.parent),
+                 lambda: results.read_table(path, results.ROWS, None), lambda: results.read_json(path)):
         with pytest.raises(UserError, match="gone"):
             look()
 
