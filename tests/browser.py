@@ -113,3 +113,27 @@ def wait_for_end(page: object, word: str = "Done") -> str:
     alerts = page.locator(".cx-alert:visible").all_inner_texts()
     assert said.startswith(word), f"wanted '{word}', the page says {said!r} {alerts}"
     return said
+
+
+# Texts with less contrast than WCAG 2.2 asks of them (1.4.3), by kind; what is switched off may be paler.
+FAINT = """() => {
+  const channel = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = (c) => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
+  const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const paint = (colours) => {
+    canvas.fillStyle = "white"; canvas.fillRect(0, 0, 1, 1);
+    for (const one of colours) { canvas.fillStyle = one; canvas.fillRect(0, 0, 1, 1); }
+    return light(canvas.getImageData(0, 0, 1, 1).data);
+  };
+  const found = {};
+  for (const e of document.querySelectorAll("body *")) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.checkVisibility() || e.closest(":disabled, .mod-disabled, svg, style, script")) continue;
+    const behind = [];
+    for (let n = e; n; n = n.parentElement) behind.unshift(getComputedStyle(n).backgroundColor);
+    const pair = [paint(behind), paint([...behind, getComputedStyle(e).color])].sort((a, b) => a - b);
+    const contrast = (pair[1] + 0.05) / (pair[0] + 0.05);
+    if (contrast < 4.5) found[`${e.tagName}.${e.className} ${contrast.toFixed(2)}`] = e.textContent.slice(0, 40);
+  }
+  return found;
+}"""

@@ -17,6 +17,7 @@ from PIL import Image
 from lib import report, serve
 from lib.presets import REPO_ROOT
 from tests.browser import (
+    FAINT,
     PHONE,
     begin,
     chromium,
@@ -104,7 +105,7 @@ def test_image_reconstruction(explorer):
 
 def test_text_reconstruction_of_a_typed_text(explorer):
     page = explorer.page
-    page.get_by_role("button", name="my text").click()
+    page.get_by_label("my text", exact=True).check()
     field = page.get_by_label("Text", exact=True)
     field.fill("a big red owl in the snow")
     field.blur()
@@ -115,7 +116,7 @@ def test_text_reconstruction_of_a_typed_text(explorer):
 
 def test_an_uploaded_picture_plays(explorer):
     page = explorer.page
-    page.get_by_role("button", name="my picture").click()
+    page.get_by_label("my picture", exact=True).check()
     large = picture("BMP", (2000, 2000))
     assert len(large) > 10 * 2**20, "more than the server's own limit lets through"
     upload(page, "mine.bmp", large)
@@ -135,9 +136,9 @@ def test_a_bad_file_gets_a_clear_message(explorer):
 
 def test_a_caption_by_hand_and_the_walk(explorer):
     page = explorer.page
-    page.get_by_role("button", name="a dataset").click()
+    page.get_by_label("a dataset", exact=True).check()
     open_tab(page, "Beat the captioner")
-    page.get_by_label("Your caption").fill("a small orange ball in the city")
+    page.get_by_label("Your caption", exact=True).fill("a small orange ball in the city")
     begin(page, "Draw my caption")
     wait_for_end(page)
     assert re.search("(beats|does not beat|draws level with) the captioner",
@@ -167,10 +168,24 @@ def test_controls_have_names_and_take_the_keyboard(explorer):
         .filter(e => e.offsetParent && !e.labels?.length && !e.ariaLabel && !e.title && e.type !== 'file')
         .map(e => e.outerHTML.slice(0, 120))""")
     assert nameless == []
+    page.get_by_role("tab", name="Play", exact=True).focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Walk through it").wait_for()
+    page.get_by_role("button", name="Walk through it").press("Shift+Tab")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "focus is seen"
+    open_tab(page, "Play")
     set_count(page, 2)
     begin(page, "Play", key="Enter")
     wait_for_end(page)
     assert visible(page, "li.cx-card").count() == 2
+
+
+def test_words_can_be_read(explorer):
+    page = explorer.page
+    for tab in ("Beat the captioner", "Step by step", "Finished runs", "Play"):
+        open_tab(page, tab)
+        assert page.evaluate(FAINT) == {}
 
 
 def test_nothing_left_the_machine_and_nothing_of_ours_failed(explorer):
@@ -200,6 +215,7 @@ def test_the_report_opens_from_disk(browser, report_page, dark):
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0], "wider than a phone"
     grey = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
     assert (max(grey) < 60) == dark
+    assert page.evaluate(FAINT) == {}
     page.locator(".enlarge").first.press("Enter")
     assert page.locator("dialog img").evaluate("i => i.naturalWidth") > 0
     page.keyboard.press("Escape")

@@ -226,11 +226,15 @@ def test_runs_are_found_sorted_and_filtered(run):
     shown = runs.points(rows, runs.View("clipscore"))
     assert len(shown) == 24 and shown["disagreement"].between(-1, 1).all()
     for sort, (column, ascending) in runs.SORTS.items():
-        values = runs.sources(shown, runs.View("clipscore", sort=sort))[column].tolist()
+        values = runs.sources(shown, runs.View("clipscore", sort=sort))[column].fillna("").tolist()
         assert values == sorted(values, reverse=not ascending) and len(values) == 6
     middle = rows["similarity"].median()
     half = runs.points(rows, runs.View("clipscore", low=middle))
     assert 0 < len(half) < 24 and (half["similarity"] >= middle).all()
+    good = runs.points(rows, runs.View("clipscore", score_low=rows["clipscore"].median()))
+    assert len(good) == 12 and (good["score"] >= rows["clipscore"].median()).all()
+    apart = runs.points(rows, runs.View("clipscore", disagreement=0.25))
+    assert 0 < len(apart) < 24 and (apart["disagreement"].abs() >= 0.25).all()
     with pytest.raises(UserError, match="no score 'beauty'"):
         runs.points(rows, runs.View("beauty"))
 
@@ -251,6 +255,14 @@ def test_the_tab_opens_with_a_run_and_a_round_trip(run, monkeypatch):
     tab = RunsTab(runner)
     assert runner.errors.value == "" and tab.run.value == run
     assert tab.trip.value.count('<li class="cx-card') == 4 and "<table" in tab.table.value
+    tab.differ.value = 1.0
+    assert "widen them" in tab.table.value
+    tab.differ.value = 0.0
+    best = max(map(float, tab.scatter.ys))
+    tab.score_low.value = best
+    assert len(tab.scatter.ys) == sum(one == best for one in tab.scatter.ys) > 0
+    tab.open_run()
+    assert len(tab.scatter.ys) == 24, "opening a run shows all of it"
     tab.low.value, tab.high.value = 5.0, 6.0
     assert tab.trip.value == "" and "widen them" in tab.table.value and runner.errors.value == ""
 
@@ -279,6 +291,17 @@ def test_an_equal_caption_does_not_beat_the_captioner():
         assert f"<b>Your caption {words} the captioner</b>" in said
         assert ("1 of its 2 candidates comes closer" in said) == (mine == 0.7)
     assert html.duel(explorer.Candidate(-1, 0, "b"), theirs) == ""
+
+
+def test_own_captions_stand_beside_the_source(item):
+    game = explorer.new_game(item, "image", MINI, 2)
+    theirs = list({c.index: c for c in explorer.play_one(game, stand_ins())}.values())
+    mine = [explorer.try_caption(game, words, stand_ins()) for words in ("a first try", "a second try")]
+    shown = html.contest(game, mine, theirs)
+    first, board = shown.index("The captioner's candidates"), shown.index("your captions")
+    assert shown.index("cx-verdict") < shown.index("cx-origin") < board < first
+    assert board < shown.index("a second try") < shown.index("a first try") < first
+    assert shown.count("cx-origin") == 1 and html.contest(game, [], theirs) == html.round_trip(game, theirs)
 
 
 def test_a_lead_of_nothing_is_called_luck():

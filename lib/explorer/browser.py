@@ -36,6 +36,9 @@ class RunsTab:
         self.sort = control(widgets.Dropdown, "Sort by", options=list(runs.SORTS))
         self.low = control(widgets.FloatText, "Similarity from", step=0.05)
         self.high = control(widgets.FloatText, "Similarity to", step=0.05)
+        self.score_low = control(widgets.FloatText, "Score from", step=1)
+        self.score_high = control(widgets.FloatText, "Score to", step=1)
+        self.differ = control(widgets.BoundedFloatText, "Disagreement from", min=0, max=1, step=0.05)
         self.source = control(widgets.Dropdown, "Source", options=[])
         self.scatter = Scatter()
         self.table, self.trip = widgets.HTML(), widgets.HTML()
@@ -43,10 +46,11 @@ class RunsTab:
         self._quiet = False
         hint = widgets.HTML(html.note(
             "Each point is a candidate, green where the game selected it. Click one, or choose a "
-            "source from the list, to see its whole round trip."))
+            "source from the list, to see its whole round trip. Disagreement: how far similarity and "
+            "score lie apart, each as its rank among all candidates from 0 to 1."))
         half = widgets.Layout(flex="1 1 340px", min_width="0", margin="0 24px 0 0")
-        left = widgets.VBox([self.run, self.score, self.domain, self.low, self.high, self.sort, self.source,
-                             self.again], layout=half)
+        left = widgets.VBox([self.run, self.score, self.domain, self.low, self.high, self.score_low,
+                             self.score_high, self.differ, self.sort, self.source, self.again], layout=half)
         right = widgets.VBox([self.scatter], layout=half)
         top = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap"))
         self.widget = panel(hint, top, self.trip, self.table)
@@ -56,7 +60,9 @@ class RunsTab:
     def _observe(self) -> None:
         self.again.on_click(lambda _: self.runner.guarded(self.list_runs))
         self.run.observe(lambda _: self.runner.guarded(self.open_run), "value")
-        for one in (self.score, self.domain, self.sort, self.low, self.high):
+        self.score.observe(lambda _: self._quiet or self.runner.guarded(self.choose_score), "value")
+        for one in (self.domain, self.sort, self.low, self.high, self.score_low, self.score_high,
+                    self.differ):
             one.observe(lambda _: self._quiet or self.runner.guarded(self.filter), "value")
         self.scatter.observe(lambda change: self.runner.guarded(self.clicked), "chosen")
         self.source.observe(lambda _: self._quiet or self.runner.guarded(self.show_source), "value")
@@ -83,10 +89,23 @@ class RunsTab:
             self.score.options = [(labels.metric_label(name), name) for name in names]
             self.score.value = primary if primary in names else names[0]
             self.domain.options = runs.domains_of(rows)
-            similarity = rows["similarity"]  # rounded outwards, so that all rows are within at first
-            self.low.value = math.floor(100 * similarity.min()) / 100
-            self.high.value = math.ceil(100 * similarity.max()) / 100
+            self.low.value, self.high.value = _outwards(rows["similarity"])
+            self.differ.value = 0.0
+        self.choose_score()
+
+    def choose_score(self) -> None:
+        """Set the filter of the score to all that it is in this run."""
+        if self.run.value is None or self.score.value is None:
+            return
+        scores = runs.rows_of(self.run.value)[self.score.value].astype(float)
+        with self._quietly():
+            self.score_low.value, self.score_high.value = _outwards(self.factor * scores.dropna())
         self.filter()
+
+    @property
+    def factor(self) -> int:
+        """What the chosen score is multiplied by, so that the page has one number for it."""
+        return 100 if self.score.value in html.TIMES_100 else 1
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
@@ -102,16 +121,15 @@ class RunsTab:
         if self.run.value is None or self.score.value is None:
             return
         view = runs.View(self.score.value, self.domain.value, self.low.value, self.high.value,
-                         self.sort.value)
+                         self.sort.value, self.score_low.value / self.factor,
+                         self.score_high.value / self.factor, self.differ.value)
         shown = runs.points(runs.rows_of(self.run.value), view)
         self.shown = shown.sort_values(["rank", "item"]).head(MOST_POINTS).reset_index(drop=True)
         found = runs.sources(shown, view)
         words = self._words(self.shown)
-        name, factor = labels.metric_label(view.score), 1
-        if view.score in html.TIMES_100:  # the same numbers as in the cards below
-            name, factor = f"{name} (× 100)", 100
-        self.scatter.show(self.shown["similarity"], factor * self.shown["score"], self.shown["selected"],
-                          words, "Similarity of the reconstruction", name)
+        name = labels.metric_label(view.score) + " (× 100)" * (self.factor == 100)
+        self.scatter.show(self.shown["similarity"], self.factor * self.shown["score"],
+                          self.shown["selected"], words, "Similarity of the reconstruction", name)
         self.table.value = html.source_table(found, view.score) if len(found) else html.note(
             "No source lies within these filters: widen them.")
         with self._quietly():
@@ -146,6 +164,11 @@ class RunsTab:
         run = self.run.value
         found = runs.candidates_of(run, item)
         self.trip.value = _source_card(run, item) + html.cards(found, candidate)
+
+
+def _outwards(values: pd.Series) -> tuple[float, float]:
+    """Smallest and largest value with two decimals, rounded so that all values lie within."""
+    return math.floor(100 * values.min()) / 100, math.ceil(100 * values.max()) / 100
 
 
 def _title(run: Run) -> str:

@@ -29,7 +29,7 @@ NEAR = 0.001  # similarities closer than this are called equal: the page prints 
 def style() -> str:
     """The page's style sheet, with the colours of the figures."""
     text = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-    for name in ("SELECTED", "ORANGE", "BLUE", "VERMILLION"):
+    for name in ("SELECTED", "ORANGE", "BLUE", "GREEN", "VERMILLION"):
         text = text.replace(name, getattr(figures, name))
     return f"<style>{text}</style>"
 
@@ -154,6 +154,16 @@ def lead(candidates: Sequence[Candidate]) -> str:
         words = f"{others} as similar, to three decimals: luck decides between them.".capitalize()
     return note(f"{words} Similarity of the best {number('', order[0])}, of all on average "
                 f"{number('', sum(order) / len(order))}.")
+
+
+def contest(game: Game, tries: Sequence[Candidate], theirs: Sequence[Candidate]) -> str:
+    """The captions by hand beside the source, the last one first; below them the captioner's own."""
+    if not tries:
+        return round_trip(game, theirs)
+    mine = "".join(card(one, False) for one in reversed(tries))
+    board = f'<ol class="cx-cards" aria-label="your captions, the last one first">{mine}</ol>'
+    return (f'<div class="cx">{duel(tries[-1], theirs)}<div class="cx-round">{origin_card(game)}{board}</div>'
+            f"<h3>The captioner's candidates</h3>{lead(theirs)}{cards(theirs)}</div>")
 
 
 def duel(mine: Candidate, theirs: Sequence[Candidate]) -> str:

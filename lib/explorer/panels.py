@@ -39,7 +39,7 @@ def control(kind: type[widgets.Widget], label: str, **settings: Any) -> Any:
 
 def button(label: str, hint: str, kind: str = "") -> widgets.Button:
     """A button that is as wide as its words."""
-    room = widgets.Layout(width="auto", margin="4px 8px 4px 0", align_self="flex-start")
+    room = widgets.Layout(width="auto", margin="4px 8px 4px 2px", align_self="flex-start")
     return widgets.Button(description=label, tooltip=hint, button_style=kind, layout=room)
 
 
@@ -178,9 +178,9 @@ class SourcePanel:
     def __init__(self, datasets: Sequence[str], runner: Runner, n_sources: int = 0,
                  seed: int = 0) -> None:
         self.runner, self.n_sources, self.seed = runner, n_sources, seed
-        self.kind = control(widgets.ToggleButtons, "Start from", options=KINDS, tooltips=[
-            f"start from {kind}" for kind in KINDS])
-        self.kind.style = {"button_width": "auto"}
+        # Not toggle buttons: these do not tell screen readers which of them is on.
+        self.kind = control(widgets.RadioButtons, "Start from", options=KINDS, orientation="horizontal")
+        self.kind.add_class("cx-kinds")
         self.direction = control(widgets.Dropdown, "Direction", options=DIRECTIONS)
         names = list(dict.fromkeys([*datasets, *LAYOUTS]))
         self.dataset = control(widgets.Dropdown, "Dataset",
@@ -189,7 +189,7 @@ class SourcePanel:
         self.another = button("Draw a source by lot", "choose another source of the dataset")
         self.file = widgets.FileUpload(accept="image/*", description="Choose a picture", icon="",
                                        layout=widgets.Layout(width="auto", align_self="flex-start"))
-        self.captions = control(widgets.Textarea, "What do you see?", rows=2,
+        self.captions = control(widgets.Textarea, "Description", rows=2,
                                 placeholder="optional: one description a line, to score captions by")
         self.text = control(widgets.Textarea, "Text", rows=2, value="a red owl in the snow",
                             placeholder="what the generator shall draw")
@@ -303,9 +303,10 @@ class SettingsPanel:
         self.base.observe(self._follow_preset, "value")
         self.parts["captioner"].observe(self._follow_captioner, "value")
         self.parts["generator"].observe(self._follow_generator, "value")
+        hint = widgets.HTML(html.note(f"Presets: {', '.join(names)}, or the path of a .toml file."))
         self.widget = panel(
-            columns(self.base, self.count, self.strategy, self.p, self.beams, self.steps, self.guidance,
-                    self.seed),
+            hint, columns(self.base, self.count, self.strategy, self.p, self.beams, self.steps,
+                          self.guidance, self.seed),
             unfolding("Models one by one", columns(*self.parts.values(), self.ranked_by)))
 
     def _follow_preset(self, change: dict) -> None:

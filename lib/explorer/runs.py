@@ -20,6 +20,7 @@ SORTS = {
     "score, highest first": ("score", False),
     "disagreement of similarity and score": ("disagreement", False),
     "disagreement of encoder and judge": ("judge_disagreement", False),
+    "domain": ("domain", True),
 }
 ALL = "all"
 
@@ -50,13 +51,20 @@ def domains_of(rows: pd.DataFrame) -> list[str]:
 
 @dataclass(frozen=True)
 class View:
-    """What to show of a run: a score, a domain, a range of similarity, an order."""
+    """What to show of a run: a score, a domain, an order, and from where to where.
+
+    low, high: of the similarity; score_low, score_high: of the score as the rows have it, not times
+    100; disagreement: its least size, 0 for all.
+    """
 
     score: str
     domain: str = ALL
     low: float = -np.inf
     high: float = np.inf
     sort: str = next(iter(SORTS))
+    score_low: float = -np.inf
+    score_high: float = np.inf
+    disagreement: float = 0.0
 
 
 def points(rows: pd.DataFrame, view: View) -> pd.DataFrame:
@@ -72,7 +80,9 @@ def points(rows: pd.DataFrame, view: View) -> pd.DataFrame:
     place = known["similarity"].rank(pct=True)
     known["disagreement"] = place - known["score"].rank(pct=True)
     known["judge_disagreement"] = (place - known["similarity_judge"].rank(pct=True)).abs()
-    inside = known["similarity"].between(view.low, view.high) & known["score"].notna()
+    inside = known["similarity"].between(view.low, view.high)
+    inside &= known["score"].between(view.score_low, view.score_high)  # false where there is no score
+    inside &= known["disagreement"].abs() >= view.disagreement
     if view.domain != ALL:
         inside &= known["domain"] == view.domain
     return known[inside]

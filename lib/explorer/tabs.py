@@ -121,18 +121,20 @@ class BeatTab:
                             placeholder="describe the source picture")
         self.start = runner.starter("Draw my caption", "see what the generator makes of it", self.play)
         self.take = button("Start from the captioner's best", "copy the selected caption to edit it")
-        self.take.on_click(lambda _: self.copy_best())
+        self.take.on_click(lambda _: self.runner.guarded(self.copy_best))
         self.shown = widgets.HTML()
         hint = widgets.HTML(html.note(
-            "Can you beat the captioner? Your caption is drawn from the same noise and ranked among "
-            "its candidates. Change one word and see what it does."))
+            "Can you beat the captioner? Write what you see: your caption is drawn from the same noise as the "
+            "captioner's and compared with its candidates. Then change one word and see what it does."))
         self.widget = panel(hint, self.text, widgets.HBox([self.start, self.take], layout=widgets.Layout(
             flex_flow="row wrap")), self.shown)
 
     def copy_best(self) -> None:
-        """Put the selected caption into the text field."""
+        """Put the selected caption into the text field, or say why there is none."""
         best = selected(list(self.theirs.values()))
-        if best is not None:
+        if best is None or self.key != self.settings.game(self.source):
+            self.runner.tell(f"The captioner has not played this source: press '{self.start.description}' first.")
+        else:
             self.text.value = best.text or ""
 
     def play(self) -> None:
@@ -157,12 +159,7 @@ class BeatTab:
 
     def show(self, game: Game) -> None:
         """Your tries, the verdict on the last one, the captioner's candidates."""
-        theirs = list(self.theirs.values())
-        mine = "".join(html.card(one, False) for one in reversed(self.tries))
-        board = f'<ol class="cx cx-cards" aria-label="your captions, the last one first">{mine}</ol>'
-        verdict = html.duel(self.tries[-1], theirs) if self.tries else ""
-        self.shown.value = (verdict + board * bool(mine) + '<h3 class="cx">The captioner\'s candidates</h3>'
-                            + html.round_trip(game, theirs))
+        self.shown.value = html.contest(game, self.tries, list(self.theirs.values()))
 
 
 class DriftTab:
