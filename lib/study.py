@@ -5,6 +5,7 @@ Notebooks 01 and 02 play runs through a study, all others read them through it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,8 @@ from lib.metrics import Corpus, bleu_statistics
 from lib.players import Models, load_models
 from lib.presets import Preset, get_preset
 from lib.results import Run
+
+OTHER_SEEDS = range(10)  # where finished runs of other seeds are looked for
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,15 @@ class Study:
     def all_rows(self, task: str) -> dict[str, pd.DataFrame]:
         """dataset -> rows, for every dataset of the study."""
         return {dataset: self.rows(dataset, task) for dataset in self.datasets}
+
+    def rows_by_seed(self, dataset: str, task: str) -> dict[int, pd.DataFrame]:
+        """seed -> rows of this run and of finished ones that differ from it in the seed alone (0 to 9)."""
+        found = {}
+        for seed in sorted({self.seed, *OTHER_SEEDS}):
+            with contextlib.suppress(UserError):  # most were never played
+                size = (self.n_sources, self.n_candidates, seed)
+                found[seed] = roundtrip.find_run(self.preset, self.data(dataset), task, *size)
+        return {seed: claims.prepare(run.rows()) for seed, run in found.items()}
 
     def bleu_counts(self, dataset: str, table: pd.DataFrame, column: str):
         """(N, 10) BLEU counts of a table's captions against the dataset's references."""
