@@ -85,19 +85,17 @@ def write_wheel(folder, version):
                                          f"{info}/RECORD,,\n")
 
 
-@pytest.fixture
-def bare_clone(tmp_path):
+def bare_clone(place):
     """A copy of the set-up's own files with a lock of one tiny package, and a bare environment."""
-    clone = tmp_path / "clone"
+    clone, home = place / "clone", place / "home"
     (clone / "lib").mkdir(parents=True)
     for name in ("lib/__init__.py", "lib/errors.py", "lib/environment.py", ".setup.sh"):
         (clone / name).write_bytes((ROOT / name).read_bytes())
     (clone / "requirements.lock").write_text("tiny-pin==1.0\n", encoding="utf-8")
-    write_wheel(tmp_path / "wheels", "1.0")
-    home = tmp_path / "home"
+    write_wheel(place / "wheels", "1.0")
     home.mkdir()
     env = {"PATH": f"{sys.base_prefix}/bin:/usr/bin:/bin", "HOME": str(home),
-           "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels"),
+           "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(place / "wheels"),
            "PIP_CONFIG_FILE": os.devnull}
     return clone, env
 
@@ -107,10 +105,16 @@ def choose(clone, env):
                 cwd=clone, env=env)
 
 
-def test_set_up_makes_completes_and_reuses_an_environment(bare_clone, tmp_path):
-    clone, env = bare_clone
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A bare clone, its environment variables, and what its first set-up, from nothing, has said."""
+    clone, env = bare_clone(tmp_path_factory.mktemp("made"))
+    return clone, env, choose(clone, env)
+
+
+def test_set_up_makes_completes_and_reuses_an_environment(made, tmp_path):
+    clone, env, first = made
     python = clone / ".venv" / "bin" / "python"
-    first = choose(clone, env)
     assert first.returncode == 0, first.stderr
     assert first.stdout.strip() == str(python) and "creating .venv" in first.stderr
     elsewhere = call(str(python), "-c", "import lib, tiny_pin; print(lib.__file__)", cwd=tmp_path)
@@ -124,22 +128,25 @@ def test_set_up_makes_completes_and_reuses_an_environment(bare_clone, tmp_path):
     assert third.returncode == 0 and "creating" not in third.stderr and "1 pinned" in third.stderr
 
 
-def test_an_installed_cpu_build_is_accepted(bare_clone, tmp_path):
-    clone, env = bare_clone
+def test_an_installed_cpu_build_is_accepted(tmp_path):
+    clone, env = bare_clone(tmp_path)
     own = tmp_path / "own"
-    assert call(sys.executable, "-m", "venv", str(own)).returncode == 0
-    write_wheel(tmp_path / "cpu", "1.0+cpu")
-    local = {**env, "PIP_FIND_LINKS": str(tmp_path / "cpu")}
-    assert call(str(own / "bin/python"), "-m", "pip", "install", "tiny-pin", env=local).returncode == 0
+    assert call(sys.executable, "-m", "venv", "--without-pip", str(own)).returncode == 0
+    write_wheel(tmp_path, "1.0+cpu")
+    with zipfile.ZipFile(tmp_path / "tiny_pin-1.0+cpu-py3-none-any.whl") as wheel:
+        wheel.extractall(next(own.glob("lib/python*/site-packages")))
     answer = choose(clone, {**env, "VIRTUAL_ENV": str(own)})
     assert answer.stdout.strip() == str(own / "bin" / "python")
     assert not (clone / ".venv").exists()
 
 
-def test_a_pin_that_cannot_be_had_is_one_clear_line(bare_clone):
-    clone, env = bare_clone
-    (clone / "requirements.lock").write_text("tiny-pin==2.0\n", encoding="utf-8")
+def test_a_pin_that_cannot_be_had_is_one_clear_line(made):
+    clone, env, _ = made
+    lock = clone / "requirements.lock"
+    before = lock.read_bytes()
+    lock.write_text("tiny-pin==2.0\n", encoding="utf-8")
     answer = choose(clone, env)
+    lock.write_bytes(before)
     assert answer.returncode == 2 and answer.stdout == ""
     assert answer.stderr.strip().splitlines()[-1].startswith(
         "error: the pinned packages could not be installed")
