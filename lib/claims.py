@@ -109,8 +109,10 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows sorted by item and candidate, without sources that have a flagged picture.
 
     A safety checker's black picture says nothing about a caption; the whole source goes, so that
-    both rows of every comparison keep the same sources.  `attrs` hold K, n_flagged (sources left
-    out) and n_flagged_rows.
+    both rows of every comparison keep the same sources.  To leave out the candidate alone would
+    make another baseline (nucleus sampling without what the checker dislikes), another ranking
+    (9 ranks beside 10) and another corpus for each k.  `attrs` hold K, n_flagged (sources left out)
+    and n_flagged_rows.
     """
     if rows.empty:
         raise UserError("rows: the table is empty, play the game first (notebooks 01 and 02)")

@@ -226,6 +226,16 @@ def gain_verdicts(systems: Systems, seed: int) -> list[Verdict]:
     return found
 
 
+def every_score(block: pd.DataFrame) -> str:
+    """"Better on any metrics" (Table 1's caption) for one block of the table: on how many, how surely."""
+    dataset, domain = block["dataset"].iloc[0], block["domain"].iloc[0]
+    where = labels.short_label(dataset) + ("" if domain == "all" else f", {labels.DOMAINS.get(domain, domain)}")
+    higher, sure, lower = (int(found.sum()) for found in (
+        block["gain"] > 0, block["low"] > 0, block["high"] < 0))
+    return (f"{where}: the selected captions score higher on {higher} of {len(block)} scores; the interval excludes "
+            f"zero for {sure} of these gains" + (f", and for {lower} of the losses" if lower else "") + ".")
+
+
 # what needs no game
 
 

@@ -124,6 +124,14 @@ def test_table1_values_by_direct_computation(systems) -> None:
     assert "spice" not in everything.index  # all null: no row, and no zero
 
 
+def test_every_score_counts_gains_and_what_is_sure() -> None:
+    block = pd.DataFrame({"dataset": "picturebook-coco", "domain": "all", "gain": [3.0, 2.0, -1.0, -4.0],
+                          "low": [1.0, -1.0, -2.0, -6.0], "high": [5.0, 4.0, 1.0, -1.0]})
+    said = tables.every_score(block)
+    assert "higher on 2 of 4 scores" in said and "zero for 1 of these gains, and for 1 of the losses" in said
+    assert "losses" not in tables.every_score(block.iloc[:3].assign(domain="out-domain"))
+
+
 def test_table1_domains_partition_the_sources(systems) -> None:
     table = tables.selection_table(systems, seed=0)
     cider = table[table["metric"] == "cider"].set_index("domain")

@@ -24,7 +24,11 @@ def clip_score(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def clipscore(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """CLIPScore of captions, (N, d) with (N, d) -> float64 (N,) in [0, 2.5]."""
+    """CLIPScore of captions, (N, d) with (N, d) -> float64 (N,) in [0, 2.5].
+
+    It takes embeddings, and rows embed a caption as it is; Hessel et al. put "A photo depicts" before
+    each, so their published values are not comparable with ours.
+    """
     return WEIGHT * np.maximum(clip_score(images, texts), 0.0)
 
 
