@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.ranking import LEVEL
+from lib.ranking import LEVEL, RESAMPLES
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -69,5 +69,7 @@ def tally(records: Sequence[Mapping[str, Any]], level: float = LEVEL) -> str:
     counts = [f"{kept.count(name)} {name}" for name in ("holds", "reversed")]
     chance = len(known) * (1 - level)
     few = "less than one" if chance < 1 else f"about {chance:.0f}"
-    return (f"Each is decided by itself: if there were nothing to find, {few} of {len(known)} would be decided by "
-            f"chance. Judged all together (Holm's correction) there remain: {', '.join(counts)}.")
+    alone = f"Each is decided by itself: if there were nothing to find, {few} of {len(known)} would be decided by chance."
+    if len(known) * 2 / (RESAMPLES + 1) > 1 - level:  # the least p-value there is would not pass
+        return f"{alone} They are too many to be judged all together by {RESAMPLES} resamples."
+    return f"{alone} Judged all together (Holm's correction) there remain: {', '.join(counts)}."

@@ -37,6 +37,8 @@ def test_standing_verdicts_and_the_sentence_by_hand() -> None:
     said = multiplicity.tally(records)
     assert "less than one of 4" in said and said.endswith("remain: 1 holds, 1 reversed.")
     assert "about 2 of 40" in multiplicity.tally([record("undecided", 0.5)] * 40)
+    many = multiplicity.tally([record("holds", 2 / 2001)] * 60)
+    assert "about 3 of 60" in many and many.endswith("too many to be judged all together by 2000 resamples.")
 
 
 def test_no_p_values_no_sentence() -> None:
