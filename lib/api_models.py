@@ -11,6 +11,7 @@ A preset names the class as its adapter and the service in ``options``::
     key_env = "SERVICE_KEY"         # the key is read from this environment variable, never stored
     price = 0.002                   # your estimate for one call, in the unit of the cap
     cap = 5.0                       # no call is made that would lift the total spent above it
+    request = { logprobs = "" }     # if needed: fields of the request to change; "" leaves one out
 
 Every answer is kept under ``data/cache/api``, keyed by the whole request: a repeated run costs
 nothing and gives the same rows, although such services repeat nothing themselves. To speak to
@@ -74,6 +75,9 @@ class PaidCalls:
             raise UserError(f"model {model_id}: its preset's options lack {', '.join(missing)}")
         self.url, self.key_env = str(options["url"]), str(options["key_env"])
         self.price, self.cap = float(options["price"]), float(options["cap"])
+        self.changes = options.get("request", {})
+        if not isinstance(self.changes, Mapping):
+            raise UserError(f"model {model_id}: options.request = {self.changes!r} must be a table of fields")
         if self.price < 0 or self.cap < 0:
             raise UserError(f"model {model_id}: price and cap must not be negative")
         name = hashlib.sha256(f"{self.url}\x1f{model_id}".encode()).hexdigest()[:16]
@@ -93,6 +97,7 @@ class PaidCalls:
 
     def answer(self, request: Mapping[str, Any], variant: str = "") -> bytes:
         """The answer to a JSON request; ``variant`` tells apart calls with equal requests."""
+        request = {name: value for name, value in {**request, **self.changes}.items() if value != ""}
         key = hashlib.sha256(f"{variant}\x1f{canonical_json(request)}".encode()).hexdigest()
         file = self.folder / key
         if file.is_file():

@@ -20,9 +20,10 @@ from transformers import LogitsProcessorList
 from lib.encoders import rgb_picture
 from lib.errors import UserError
 from lib.flops import Meter
+from lib.hardware import Batches, pick_device, pick_dtype
 from lib.presets import CaptionerSpec, Decoding
 from lib.sampling import RowSampler
-from lib.weights import Batches, load_transformer, loading, model_folder, pick_device, pick_dtype
+from lib.weights import load_transformer, loading, model_folder
 
 log = logging.getLogger(__name__)
 

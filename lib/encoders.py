@@ -12,8 +12,9 @@ from PIL import Image
 
 from lib.errors import UserError
 from lib.flops import Meter
+from lib.hardware import Batches, pick_device, pick_dtype
 from lib.presets import EncoderSpec
-from lib.weights import Batches, load_transformer, loading, model_folder, pick_device, pick_dtype
+from lib.weights import load_transformer, loading, model_folder
 
 
 class Encoder:

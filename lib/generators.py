@@ -18,8 +18,9 @@ import torch
 
 from lib.errors import UserError
 from lib.flops import Meter
+from lib.hardware import Batches, pick_device, pick_dtype
 from lib.presets import GeneratorSpec
-from lib.weights import Batches, loading, model_folder, pick_device, pick_dtype, pipeline_files
+from lib.weights import loading, model_folder, pipeline_files
 
 log = logging.getLogger(__name__)
 

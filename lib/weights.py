@@ -1,4 +1,4 @@
-"""From a preset's model id to a folder of safetensors, a device, a number type and a batch size.
+"""From a preset's model id to a folder of safetensors, and from there to a model.
 
 Weights come from a local folder or from the hub's cache; what is not cached is fetched unless
 ``HF_HUB_OFFLINE`` is set. Only safetensors are read and no code of a checkpoint is ever run.
@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import gc
 import json
 import logging
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from lib.download import offline
 from lib.errors import UserError
+from lib.hardware import first_line, is_out_of_memory
 from lib.presets import REPO_ROOT
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 LOCK_FILE = REPO_ROOT / "data" / "models" / "hub.lock.json"
 CONVERTED = REPO_ROOT / "data" / "models" / "hub"
@@ -150,7 +148,7 @@ def _hub_folder(request: dict[str, Any], weights: bool, fetch: bool) -> Path:
         raise UserError(f"model {model_id} has no revision {request['revision']}: check revision in the "
                         f"preset; {HINT}") from error
     except Exception as error:  # the hub client raises many kinds; all mean: not fetched
-        raise UserError(_missing(model_id, _first_line(error))) from error
+        raise UserError(_missing(model_id, first_line(error))) from error
     return folder
 
 
@@ -313,10 +311,13 @@ def loading(model_id: str) -> Iterator[None]:
     except Exception as error:  # loaders raise OSError, KeyError, RuntimeError, SafetensorError...
         if is_out_of_memory(error):
             raise UserError(f"model {model_id} does not fit into the device's memory beside what is there "
-                            f"({_first_line(error)}): end other programs on it, set a half-precision dtype "
+                            f"({first_line(error)}): end other programs on it, set a half-precision dtype "
                             "in the preset, or choose another device with LOOP_DEVICE") from error
+        if "tiktoken" in str(error) or "sentencepiece" in str(error).lower():  # it tries one after the other
+            raise UserError(f"model {model_id} has a tokenizer that only the package sentencepiece reads: "
+                            "install it with .venv/bin/python -m pip install sentencepiece") from error
         raise UserError(f"model {model_id} cannot be loaded ({type(error).__name__}: "
-                        f"{_first_line(error)}): check its files and the preset's adapter") from error
+                        f"{first_line(error)}): check its files and the preset's adapter") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         diffusers_logging.set_verbosity(diffusers_verbosity)
@@ -347,102 +348,3 @@ def load_transformer(model_class: Any, folder: Path, model_id: str, dtype: torch
         raise UserError(f"model {model_id} lacks {len(info['missing_keys'])} weights of "
                         f"{model_class.__name__} (such as {example}): wrong or damaged checkpoint")
     return model.to(device).eval().requires_grad_(False)
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's message, shortened."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else "no message"
-
-
-# --- hardware -----------------------------------------------------------------------------------
-
-def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, else that of $LOOP_DEVICE, else CUDA, Apple MPS or the CPU.
-
-    Raises UserError for a device that torch does not know or cannot reach.
-    """
-    device = device or os.environ.get("LOOP_DEVICE") or None
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device is not None:
-        try:
-            chosen = torch.device(device)
-        except RuntimeError as error:
-            raise UserError(f"device {device!r} is unknown: use cuda, mps or cpu") from error
-        if not present.get(chosen.type, True):
-            raise UserError(f"device {device!r} cannot be reached by torch {torch.__version__}: check the "
-                            "driver and that this torch was built for it, or unset LOOP_DEVICE")
-        return chosen
-    return torch.device(next((name for name, there in present.items() if there), "cpu"))
-
-
-def pick_dtype(name: str, device: torch.device, half_on_gpu: bool, may_overflow: bool = True) -> torch.dtype:
-    """The number type asked for; "auto": float32, or half precision on a GPU if that is wished.
-
-    Of the two halves bfloat16 cannot overflow, and float16 rounds eight times as finely: it is taken
-    on older GPUs, which lack the other, and for networks that were published in it.
-    """
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type == "cuda" and half_on_gpu:
-        native = may_overflow and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
-    return torch.float16 if device.type == "mps" and half_on_gpu else torch.float32
-
-
-class Batches:
-    """Runs work in batches and halves them, for good, when the device runs out of memory.
-
-    what: who works, for messages; rows: what the batch counts; nested: whether these batches are made
-    inside others, which shall be halved in turn where not even one row fits.
-    """
-
-    def __init__(self, size: int, what: str, rows: str = "row", nested: bool = False) -> None:
-        self.size = size
-        self._what, self._rows, self._nested = what, rows, nested
-
-    def run(self, n: int, work: Callable[[slice], T]) -> list[T]:
-        """Call ``work(slice)`` over ``range(n)`` in order; return the results, one a batch."""
-        results: list[T] = []
-        start = 0
-        while start < n:
-            rows = slice(start, min(start + self.size, n))
-            failure = None
-            try:
-                results.append(work(rows))
-            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                failure = _first_line(error)  # keep no reference: a traceback holds the tensors
-            if failure is None:
-                start = rows.stop
-            else:
-                self._halve(rows.stop - rows.start, failure)
-        return results
-
-    def _halve(self, tried: int, failure: str) -> None:
-        """Halve the batch size after a failure at ``tried`` rows, and say so."""
-        if tried <= 1:
-            if self._nested:
-                raise MemoryError(failure)
-            raise UserError(f"{self._what}: out of memory even with one {self._rows} ({failure}): use a "
-                            "smaller model, size or dtype, or another device")
-        self.size = tried // 2
-        log.warning("%s: out of memory with %d %ss, going on with %d", self._what, tried, self._rows,
-                    self.size)
-        gc.collect()  # an error's traceback may sit in a cycle and hold the tensors
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        elif torch.backends.mps.is_available():
-            torch.mps.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch means that memory ran out (each device words it differently)."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in (
-        "out of memory", "can't allocate memory", "not enough memory",
-        "status_alloc_failed",  # cuBLAS and cuDNN
-        "invalid buffer size"))  # Metal

@@ -17,9 +17,10 @@ from PIL import Image
 
 from lib.errors import UserError
 from lib.generators import keep_latents_exact, tune_scheduler
+from lib.hardware import Batches, pick_device, pick_dtype
 from lib.models import describe, load_captioner, load_encoder, load_generator
 from lib.presets import CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec
-from lib.weights import Batches, is_local, pick_device, pick_dtype
+from lib.weights import is_local
 from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
 
 NUCLEUS = Decoding("nucleus", p=0.9, max_tokens=8)

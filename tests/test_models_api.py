@@ -123,6 +123,17 @@ def test_a_forbidden_text_is_flagged_and_the_run_goes_on(service):
     assert len(Service.seen) == 2
 
 
+def test_fields_of_the_request_can_be_changed_by_the_preset(service):
+    wanted = options(service + "/chat") | {"request": {"max_tokens": "", "max_completion_tokens": 99}}
+    model = load_captioner(CaptionerSpec("remote", adapter="lib.api_models:ChatCaptioner", options=wanted))
+    model.caption([Image.new("RGB", (8, 8))], [[1]])
+    sent = Service.seen[0][1]
+    assert sent["max_completion_tokens"] == 99 and "max_tokens" not in sent and sent["logprobs"] is True
+    with pytest.raises(UserError, match="options.request = 'x' must be a table"):
+        load_captioner(CaptionerSpec("remote", adapter="lib.api_models:ChatCaptioner",
+                                     options=wanted | {"request": "x"}))
+
+
 def test_a_busy_service_is_asked_again_and_paid_once(service, caplog):
     image, model = Image.new("RGB", (8, 8)), captioner(service + "/chat")
     Service.trouble = [(429, "{}", {"Retry-After": "0.01"}), (503, "busy", {"Retry-After": "Mon, 1 Jan"})]

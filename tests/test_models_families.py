@@ -11,7 +11,7 @@ from PIL import Image
 
 from lib.errors import UserError
 from lib.models import load_captioner, load_encoder, load_generator
-from lib.presets import CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec
+from lib.presets import REPO_ROOT, Decoding, GeneratorSpec, get_preset
 from tests import tiny_families as tiny
 from tests.tiny_models import build_stable_diffusion
 
@@ -24,22 +24,29 @@ def images():
 
 
 CAPTIONERS = [
-    ("blip2", tiny.build_blip2, "a picture of", lambda m: m.vision_model),
-    ("blip2", lambda f: tiny.build_blip2(f, "t5"), "a picture of", lambda m: m.vision_model),
-    ("chat", tiny.build_chat, "a picture of", lambda m: m.model.vision_model),
-    ("chat", lambda f: tiny.build_chat(f, "smolvlm"), "", lambda m: m.model.vision_model),
-    ("florence2", tiny.build_florence2, "", lambda m: m.model.vision_tower),
-    ("git", tiny.build_git, "a picture of", None),
+    ("blip2", tiny.build_blip2, lambda m: m.vision_model),
+    ("blip2", lambda f: tiny.build_blip2(f, "t5"), lambda m: m.vision_model),
+    ("idefics3", tiny.build_chat, lambda m: m.model.vision_model),
+    ("idefics3", lambda f: tiny.build_chat(f, "smolvlm"), lambda m: m.model.vision_model),
+    ("florence2", tiny.build_florence2, lambda m: m.model.vision_tower),
+    ("git", tiny.build_git, None),
 ]
 
 
-@pytest.mark.parametrize(("adapter", "build", "prompt", "tower"), CAPTIONERS,
+def preset_of(name):
+    """A family's preset file, which names a published model."""
+    return get_preset(REPO_ROOT / "data" / "presets" / f"{name}.toml")
+
+
+@pytest.mark.parametrize(("name", "build", "tower"), CAPTIONERS,
                          ids=["blip2-opt", "blip2-t5", "idefics3", "smolvlm", "florence2", "git"])
-def test_captioner_family(tmp_path, images, adapter, build, prompt, tower):
-    folder = build(tmp_path / "model")
-    sender = Decoding("nucleus", p=0.9, max_tokens=6, prompt=prompt)
-    captioner = load_captioner(CaptionerSpec(str(folder), adapter=adapter, sender=sender,
-                                             batch_size=9), "cpu")
+def test_captioner_family(tmp_path, images, name, build, tower):
+    published = preset_of(name).captioner
+    assert published.sender.p == 0.9 and published.receiver.deterministic
+    prompt, short = published.sender.prompt, {"min_tokens": 0, "max_tokens": 6}
+    sender = dataclasses.replace(published.sender, **short)
+    spec = dataclasses.replace(published, id=str(build(tmp_path / "model")), sender=sender, batch_size=9)
+    captioner = load_captioner(spec, "cpu")
     encoded = []
     if tower is not None:
         tower(captioner.model).register_forward_hook(
@@ -51,8 +58,8 @@ def test_captioner_family(tmp_path, images, adapter, build, prompt, tower):
     assert [len(row) for row in captions] == [3, 3, 2]
     flat = [c for row in captions for c in row]
     assert len({c.text for c in flat}) > 3 and all(c.n_tokens <= 6 and c.logprob < 0 for c in flat)
-    small = load_captioner(CaptionerSpec(str(folder), adapter=adapter, sender=sender,
-                                         batch_size=1), "cpu")
+    assert all(len(c.text.split()) <= c.n_tokens for c in flat), "a prompt is no part of its caption"
+    small = load_captioner(dataclasses.replace(spec, batch_size=1), "cpu")
     again = small.caption(images[::-1], seeds[::-1])[::-1]
     for row, other in zip(captions, again, strict=True):
         assert [c.text for c in row] == [c.text for c in other]
@@ -69,18 +76,20 @@ def _rows(args, kwargs) -> int:
     return (args[0] if args else kwargs["pixel_values"]).shape[0]
 
 
-GENERATORS = [
-    (tiny.build_sdxl, 2, 0.0), (tiny.build_sdxl, 2, 5.0), (tiny.build_lcm, 2, 8.0),
-    (tiny.build_pixart, 2, 4.5), (tiny.build_sd3, 2, 5.0), (tiny.build_flux, 2, 0.0),
-]
+GENERATORS = {
+    "sdxl-turbo": tiny.build_sdxl, "lcm": tiny.build_lcm, "pixart": tiny.build_pixart,
+    "sd3": tiny.build_sd3, "flux-schnell": tiny.build_flux, "sdxl-turbo, guided": tiny.build_sdxl,
+}
 
 
-@pytest.mark.parametrize(("build", "steps", "guidance"), GENERATORS,
-                         ids=["sdxl-turbo", "sdxl", "lcm", "pixart", "sd3", "flux"])
-def test_generator_family(tmp_path, build, steps, guidance):
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generator_family(tmp_path, name):
+    build, guided = GENERATORS[name], name.endswith(", guided")
+    published = preset_of(name.removesuffix(", guided")).generator
+    steps, guidance = (2, 5.0) if guided else (min(published.steps, 2), published.guidance)
     folder = build(tmp_path / "model")
-    spec = GeneratorSpec(str(folder), steps=steps, guidance=guidance, size=32, output_size=32,
-                         batch_size=3)
+    spec = dataclasses.replace(published, id=str(folder), steps=steps, guidance=guidance, size=32,
+                               output_size=32, batch_size=3, variant=None)
     generator = load_generator(spec, "cpu")
     towers = [getattr(generator.pipeline, name, None)
               for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
@@ -104,6 +113,17 @@ def test_generator_family(tmp_path, build, steps, guidance):
     scheduler = generator.pipeline.scheduler
     del scheduler.step, scheduler.set_timesteps  # as diffusers has it: the same pixels
     assert np.array_equal(generator.generate(texts, seeds).pixels, made)
+
+
+def test_every_preset_file_is_tried():
+    tried = {*(name for name, *_ in CAPTIONERS), *GENERATORS, "lcm-lora", "siglip", "dinov2", "sentence", "remote"}
+    files = sorted((REPO_ROOT / "data" / "presets").glob("*.toml"))
+    assert {file.stem for file in files} == tried - {"sdxl-turbo, guided"}
+    for file in files:
+        preset = get_preset(file)
+        assert preset.name == file.stem and preset.generator.output_size == 256
+        checked = preset.generator.id.startswith("stable-diffusion-v1-5/")  # the others have no checker
+        assert preset.generator.safety_checker == checked
 
 
 def test_options_are_arguments_of_the_pipeline(tmp_path):
@@ -151,6 +171,8 @@ def test_lora_is_fused(tmp_path):
         tmp_path / "lora", unet_lora_layers=convert_state_dict_to_diffusers(layers))
     arguments = {"steps": 2, "guidance": 1.0, "size": 32, "output_size": 32,
                  "scheduler": "LCMScheduler"}
+    published = preset_of("lcm-lora").generator
+    assert all(getattr(published, name) == arguments[name] for name in ("guidance", "scheduler"))
     base = load_generator(GeneratorSpec(str(folder), **arguments), "cpu")
     tuned = load_generator(GeneratorSpec(str(folder), lora=str(tmp_path / "lora"), **arguments), "cpu")
     assert (base.generate(["a cat"], [0]).pixels != tuned.generate(["a cat"], [0]).pixels).any()
@@ -181,8 +203,8 @@ def test_safety_checker_flags(tmp_path):
 
 
 def test_siglip(tmp_path, images):
-    encoder = load_encoder(EncoderSpec(str(tiny.build_siglip(tmp_path)), adapter="siglip",
-                                       batch_size=2), "cpu")
+    encoder = load_encoder(dataclasses.replace(preset_of("siglip").encoder, id=str(tiny.build_siglip(tmp_path)),
+                                               batch_size=2), "cpu")
     pictures, texts = encoder.embed_images(images), encoder.embed_texts(["a cat", "an owl on the sea"])
     assert pictures.shape == (3, 32) and texts.shape == (2, 32)
     assert np.allclose(encoder.embed_images(images[2:])[0], pictures[2], atol=1e-5)
@@ -190,7 +212,7 @@ def test_siglip(tmp_path, images):
 
 
 def test_dino_embeds_images_only(tmp_path, images):
-    encoder = load_encoder(EncoderSpec(str(tiny.build_dinov2(tmp_path)), adapter="dino"), "cpu")
+    encoder = load_encoder(dataclasses.replace(preset_of("dinov2").judge, id=str(tiny.build_dinov2(tmp_path))), "cpu")
     assert encoder.embed_images(images).shape == (3, 32)
     with pytest.raises(UserError, match="images only"):
         encoder.embed_texts(["a cat"])
@@ -198,8 +220,8 @@ def test_dino_embeds_images_only(tmp_path, images):
 
 @pytest.mark.parametrize("class_token", [False, True])
 def test_sentence_encoder_embeds_texts_only(tmp_path, images, class_token):
-    encoder = load_encoder(EncoderSpec(str(tiny.build_sentence(tmp_path, class_token)),
-                                       adapter="sentence"), "cpu")
+    encoder = load_encoder(dataclasses.replace(
+        preset_of("sentence").encoder, id=str(tiny.build_sentence(tmp_path, class_token))), "cpu")
     texts = encoder.embed_texts(["a cat", "two red owls on the beach and a boat"])
     assert texts.shape == (2, 32)
     assert np.allclose(encoder.embed_texts(["a cat"])[0], texts[0], atol=1e-5)

@@ -115,3 +115,9 @@ def test_a_model_that_does_not_fit_says_so_and_not_that_its_files_are_wrong():
                 loading("some/model"):
             raise RuntimeError(f"{words}\nmore")
         assert "\n" not in str(caught.value) and words in str(caught.value)
+
+
+def test_a_tokenizer_that_needs_another_package_names_it():
+    with pytest.raises(UserError, match="only the package sentencepiece reads: install it with"), \
+            loading("some/model"):
+        raise ValueError("`tiktoken` is required to read a `tiktoken` file. Install it with ...")

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lib.hardware import pick_device
 from lib.presets import Preset, get_preset
 from lib.provenance import commit, device_name, versions
-from lib.weights import pick_device
 from tests.benchmarks import gpu_levers
 from tests.benchmarks.gpu_arms import STAGE_OF, STAGES, Arm, Batched, Clock, Documented, Ours, Work
 from tests.full_size import build_all
