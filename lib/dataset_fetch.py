@@ -7,9 +7,11 @@ pictures. Addresses, sizes and hashes are facts from public sources:
   host's own has none; mlcommons/inference, pull request 2572). Sizes and SHA-256 of the archives:
   tensorflow/datasets, url_checksums/coco_captions.txt. The MD5 of captions_val2014.json is the one
   that public loaders ask for. A picture's size is that of its archive by the number in it.
-- NoCaps: the file that its makers' page names; no hash of it is published, so the SHA-256 of the
-  first fetch is locked. Its pictures are validation pictures of Open Images, whose public bucket
-  has 41,620 of them in 12 GB; the addresses in the NoCaps file are the last resort.
+- NoCaps: the address that public loaders use (LAVIS, for one); the makers' page names a file in
+  Google Drive by now, which no program can fetch, so where the address fails that page is told. No
+  hash is published: the SHA-256 of the first fetch is locked. Its pictures are validation pictures
+  of Open Images, whose public bucket has 41,620 of them in 12 GB; the addresses in the NoCaps file
+  are the last resort.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ class Source:
     url: the annotation file, or the archive that has it as ``member``; size: bytes of url; sha256:
     of url, None where it is locked at the first fetch; md5: of the member; listed: pictures in the
     annotation file; picture_size: bytes of one on average; pictures: addresses to try in order,
-    with {file} and {stem} of its name; link: the key of a last address in the annotation file.
+    with {file} and {stem} of its name; link: the key of a last address in the annotation file;
+    page: where a person finds the annotation file if the address fails, None for a lasting one.
     """
 
     url: str
@@ -68,6 +71,7 @@ class Source:
     sha256: str | None = None
     member: str | None = None
     md5: str | None = None
+    page: str | None = None
 
 
 _COCO = "https://s3.amazonaws.com/images.cocodataset.org"
@@ -92,7 +96,7 @@ SOURCES: dict[str, Source] = {
         listed=4_500, picture_size=12_000_000_000 // 41_620,
         pictures=("https://open-images-dataset.s3.amazonaws.com/validation/{stem}.jpg",
                   "https://s3.amazonaws.com/open-images-dataset/validation/{stem}.jpg"),
-        link="coco_url",
+        link="coco_url", page="https://nocaps.org/download",
     ),
 }
 
@@ -174,7 +178,12 @@ def fetch_annotation(name: str, say: Say = print) -> Path:
         return there
     target, folder = layout.root() / layout.annotation[0], layout.root() / ".fetch"
     fetched = folder / source.url.rpartition("/")[2]
-    download(source.url, fetched, sha256=source.sha256 or locked_revision(source.url), say=say)
+    try:
+        download(source.url, fetched, sha256=source.sha256 or locked_revision(source.url), say=say)
+    except UserError as error:
+        if source.page is None:
+            raise
+        raise UserError(f"{error}; or put the captions of {source.page} by hand at {target}") from error
     content = fetched if source.member is None else folder / Path(source.member).name
     try:
         digest = file_hash(fetched)

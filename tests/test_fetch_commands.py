@@ -44,8 +44,10 @@ def test_offline_is_one_line_and_asks_nobody(site, monkeypatch):
 
 def test_no_connection_is_one_line(site, monkeypatch):
     monkeypatch.setitem(SOURCES, "nocaps", dataclasses.replace(
-        SOURCES["nocaps"], url="http://127.0.0.1:9/nocaps.json"))
-    with pytest.raises(UserError, match="missing: captions of nocaps .*refused.*needs nothing") as caught:
+        SOURCES["nocaps"], url="http://127.0.0.1:9/nocaps.json", page="https://nocaps.org/download"))
+    by_hand = r"by hand at \S+/nocaps/annotations/nocaps_val_4500_captions.json"
+    with pytest.raises(UserError, match=f"missing: captions of nocaps .*refused.*nocaps.org/download {by_hand}"
+                       ".*needs nothing") as caught:
         fetch.prepare(request(), lambda: False, site.said.append)
     assert "\n" not in str(caught.value)
 
@@ -71,6 +73,24 @@ def test_models_are_asked_for_only_where_they_will_run(site, monkeypatch, tmp_pa
     with pytest.raises(UserError, match=r"missing: model Salesforce/blip\S+ \(about 1.0 GB\), .*sdxl-turbo"):
         fetch.prepare(request(preset="fast"), lambda: True, site.said.append)
     fetch.prepare(request(), lambda: pytest.fail("mini's models are here"), site.said.append)
+
+
+def test_a_run_on_the_cpu_is_told(monkeypatch, tmp_path):
+    import torch
+
+    said = []
+    monkeypatch.delenv("LOOP_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    fetch._tell_device(said.append)
+    (tmp_path / "nvidia-smi").touch(mode=0o755)
+    fetch._tell_device(said.append)
+    assert len(said) == 2 and all("will run on the CPU" in line for line in said)
+    assert ["check the driver" in line for line in said] == [False, True]
+    monkeypatch.setenv("LOOP_DEVICE", "cpu")  # it is wished
+    fetch._tell_device(said.append)
+    assert len(said) == 2
 
 
 def test_the_parser_of_spice_is_offered_where_it_can_run(site, monkeypatch, tmp_path):
