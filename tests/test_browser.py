@@ -112,6 +112,12 @@ def test_text_reconstruction_of_a_typed_text(explorer):
     play(page)
     assert visible(page, "li.cx-card").count() == 3
     assert "a big red owl in the snow" in visible(page, ".cx-source").first.inner_text()
+    set_count(page, 1)
+    field.fill("a big red owl in the snow " * 80)
+    field.blur()
+    play(page)
+    assert "only the beginning" in visible(page, "li.cx-card").first.inner_text()
+    set_count(page, 3)
 
 
 def test_an_uploaded_picture_plays(explorer):

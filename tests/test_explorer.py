@@ -131,6 +131,8 @@ def test_settings_change_the_preset_and_nothing_else():
     assert swapped.generator == get_preset("paper").generator
     with pytest.raises(UserError, match="guidance"):
         explorer.tune(MINI, guidance=-1.0)
+    with pytest.raises(UserError, match="choose one of nucleus, greedy"):
+        explorer.tune(MINI, strategy="magic")
 
 
 def test_stopping_reaches_into_a_drawing_and_leaves_no_hook():
@@ -302,6 +304,14 @@ def test_own_captions_stand_beside_the_source(item):
     assert shown.index("cx-verdict") < shown.index("cx-origin") < board < first
     assert board < shown.index("a second try") < shown.index("a first try") < first
     assert shown.count("cx-origin") == 1 and html.contest(game, [], theirs) == html.round_trip(game, theirs)
+
+
+def test_a_text_that_is_too_long_to_draw_says_so():
+    cut = explorer.Candidate(0, 0, "a red thing", np.zeros((4, 4, 3), np.uint8), cut=True)
+    assert "only the beginning" in html.card(cut, False)
+    assert "only the beginning" not in html.card(dataclasses.replace(cut, cut=False), False)
+    with pytest.raises(UserError, match="play the game first"):
+        explorer.embeddings(explorer.new_game(explorer.typed("a red thing"), "text", MINI, 1), [], stand_ins())
 
 
 def test_a_lead_of_nothing_is_called_luck():

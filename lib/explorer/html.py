@@ -115,8 +115,9 @@ def card(
         shown = picture(candidate.picture, f"drawn: {candidate.text or 'not read yet'}")
     words = escape(candidate.text) if candidate.text is not None else "reading …"
     top = f'<span class="cx-badge">{escape(mark)}</span>' if mark else ""
+    cut = note("The generator has read only the beginning: the text is too long for it.") * candidate.cut
     return (f'<li class="{" ".join(kinds)}">{shown}{top}<p class="cx-words">{words}</p>'
-            f"{scores(candidate)}</li>")
+            f"{cut}{scores(candidate)}</li>")
 
 
 def cards(candidates: Sequence[Candidate], looked_at: int | None = None) -> str:

@@ -9,10 +9,12 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
+from lib.errors import UserError
 from lib.players import Models
 from lib.presets import GREEDY, CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec, Preset, get_preset
 
 Stop = Callable[[], bool]
+STRATEGIES = ("nucleus", "greedy", "beam", "top_k")
 KEPT = 2  # bundles of each kind that stay in memory: enough for a comparison side by side
 
 
@@ -50,6 +52,8 @@ def tune(
 
     Raises UserError for a value out of range.
     """
+    if strategy not in (None, *STRATEGIES):
+        raise UserError(f"strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
     words = {"strategy": strategy, "p": p, "beams": beams}
     drawing = {"steps": steps, "guidance": guidance}
     words, drawing = ({k: v for k, v in part.items() if v is not None} for part in (words, drawing))

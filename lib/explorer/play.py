@@ -151,7 +151,8 @@ class Candidate:
 
     text: the caption, message of one direction and reconstruction of the other; picture: uint8
     (H, W, 3), the other way round; similarity: by the preset's choice; judged: by the second
-    encoder; scores: by name, see ``lib.labels``.
+    encoder; cut: the generator could read only the beginning of its text; scores: by name, see
+    ``lib.labels``.
     """
 
     index: int
@@ -160,6 +161,7 @@ class Candidate:
     picture: np.ndarray | None = None
     logprob: float = NAN
     flagged: bool = False
+    cut: bool = False
     similarity: float = NAN
     judged: float = NAN
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -272,13 +274,16 @@ def _from_text(game: Game, models: Models) -> Iterator[Candidate]:
 
 
 def _with_picture(candidate: Candidate, drawn: Pictures) -> Candidate:
-    return replace(candidate, picture=np.asarray(drawn.pixels[0]), flagged=bool(drawn.flagged[0]))
+    return replace(candidate, picture=np.asarray(drawn.pixels[0]), flagged=bool(drawn.flagged[0]),
+                   cut=bool(drawn.truncated[0]))
 
 
 def embeddings(
     game: Game, candidates: Sequence[Candidate], models: Models | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Raw embeddings of the source (d,) and of K complete candidates' reconstructions (K, d)."""
+    if not candidates:
+        raise UserError("there is no candidate to embed: play the game first")
     comparison = Comparison(game, models or models_for(game.preset))
     pairs = [comparison.embeddings("encoder", _answer(game, candidate)) for candidate in candidates]
     return pairs[0][0], np.stack([answer for _, answer in pairs])

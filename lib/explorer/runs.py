@@ -112,5 +112,5 @@ def _candidate(run: Run, line: pd.Series, known: list[str]) -> Candidate:
     judged = line["similarity_judge"]
     return Candidate(
         int(line["candidate"]), int(line["seed"]), line[words], np.asarray(run.image(line[path])),
-        float(line["logprob"]), bool(line["flagged"]), float(line["similarity"]),
+        float(line["logprob"]), bool(line["flagged"]), bool(line["truncated"]), float(line["similarity"]),
         NAN if pd.isna(judged) else float(judged), {name: float(line[name]) for name in known})
