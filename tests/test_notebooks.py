@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
 import json
 import math
 
@@ -14,8 +12,8 @@ from PIL import Image
 
 from lib import notebooks, pipeline
 from lib.presets import get_preset
+from tests.background import N_CANDIDATES, N_SOURCES, SIZE, places
 
-N_SOURCES, N_CANDIDATES = 12, 4
 ALL = sorted(notebooks.NOTEBOOKS.glob("*.ipynb"))
 MINI = get_preset("mini")
 
@@ -54,32 +52,17 @@ def test_manifest_lists_every_notebook():
 
 # --- as run ----------------------------------------------------------------------------------
 
-@pytest.fixture(scope="module")
-def played(tmp_path_factory):
-    """Run all notebooks into a temporary place, twice; returns its folder."""
-    root = tmp_path_factory.mktemp("played")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPENDIUM_RUNS", str(root / "runs"))
-        patch.setenv("COMPENDIUM_FIGURES", str(root / "figures"))
-        size = ["--n", str(N_SOURCES), "--candidates", str(N_CANDIDATES)]
-        assert pipeline.main(size) == 0
-        with contextlib.redirect_stdout(io.StringIO()) as again:
-            assert pipeline.main(size) == 0
-    (root / "second.log").write_text(again.getvalue(), encoding="utf-8")
-    return root
-
-
-def tables(played):
+def tables(whole_run):
     """{(dataset, task): rows} of every run in the temporary place."""
     found = {}
-    for path in (played / "runs").glob("*/rows.parquet"):
+    for path in (whole_run / "runs").glob("*/rows.parquet"):
         table = pd.read_parquet(path)
         found[table["dataset"].iloc[0], table["task"].iloc[0]] = table
     return found
 
 
-def test_both_tasks_of_both_datasets_are_played(played):
-    rows = tables(played)
+def test_both_tasks_of_both_datasets_are_played(whole_run):
+    rows = tables(whole_run)
     assert set(rows) == {(dataset, task) for dataset in MINI.datasets for task in ("image", "text")}
     for table in rows.values():
         assert len(table) == N_SOURCES * N_CANDIDATES
@@ -88,8 +71,8 @@ def test_both_tasks_of_both_datasets_are_played(played):
                 == tuple(range(N_CANDIDATES))).all()
 
 
-def test_rows_make_sense(played):
-    for (dataset, task), table in tables(played).items():
+def test_rows_make_sense(whole_run):
+    for (dataset, task), table in tables(whole_run).items():
         assert table["similarity"].between(-1, 1).all() and table["similarity_judge"].notna().all()
         best = table.groupby("item")["similarity"].transform("max")
         assert (table.groupby("item")["selected"].sum() == 1).all()
@@ -107,8 +90,8 @@ def test_rows_make_sense(played):
             assert table["sem_f"].mean() > 0.4 and table["similarity"].mean() > 0.3
 
 
-def test_pictures_exist_and_are_pictures(played):
-    for path in (played / "runs").glob("*/rows.parquet"):
+def test_pictures_exist_and_are_pictures(whole_run):
+    for path in (whole_run / "runs").glob("*/rows.parquet"):
         table = pd.read_parquet(path)
         column = "reconstruction" if table["task"].iloc[0] == "image" else "message"
         for relative in table[column].unique()[:5]:
@@ -116,16 +99,16 @@ def test_pictures_exist_and_are_pictures(played):
                 assert picture.size == (64, 64) and len(set(picture.convert("L").tobytes())) > 8
 
 
-def test_greedy_baseline_is_there(played):
+def test_greedy_baseline_is_there(whole_run):
     for dataset in MINI.datasets:
-        path, = (played / "runs").glob(f"mini--{dataset}--image--*/baselines.parquet")
+        path, = (whole_run / "runs").glob(f"mini--{dataset}--image--*/baselines.parquet")
         table = pd.read_parquet(path)
         assert set(table["kind"]) == {"greedy"} and table["item"].nunique() == N_SOURCES
         assert table["cider"].notna().all()
 
 
-def test_every_figure_is_a_vector_a_png_and_a_sidecar(played):
-    folder = played / "figures" / "mini"
+def test_every_figure_is_a_vector_a_png_and_a_sidecar(whole_run):
+    folder = whole_run / "figures" / "mini"
     pictures = sorted(folder.glob("*.png"))
     # Others depend on whether so few sources hold an example.
     assert {path.stem for path in pictures} >= {"figure3", "figure4", "figure5", "table1", "table1_gains"}
@@ -147,16 +130,16 @@ def holds_nan(value):
     return isinstance(value, float) and math.isnan(value)
 
 
-def test_table_1_and_the_report_are_there(played):
-    folder = played / "figures" / "mini"
+def test_table_1_and_the_report_are_there(whole_run):
+    folder = whole_run / "figures" / "mini"
     table = pd.read_csv(folder / "table1.csv")
     assert len(table) and table.notna().any(axis=None)
     assert "CIDEr" in (folder / "table1.tex").read_text(encoding="utf-8")
     assert (folder / "index.html").stat().st_size > 100_000
 
 
-def test_executed_copies_have_no_errors(played):
-    executed = played / "figures" / "mini" / "notebooks"
+def test_executed_copies_have_no_errors(whole_run):
+    executed = whole_run / "figures" / "mini" / "notebooks"
     copies = sorted(executed.glob("*.ipynb"))
     assert [path.name for path in copies] == [path.name for path in notebooks.read_manifest()]
     for path in copies:
@@ -166,6 +149,8 @@ def test_executed_copies_have_no_errors(played):
         assert 'src="http' not in page and str(path.parent) not in page
 
 
-def test_second_run_has_nothing_to_do(played):
-    said = (played / "second.log").read_text(encoding="utf-8")
-    assert said.count("up to date") == len(notebooks.read_manifest())
+def test_second_run_has_nothing_to_do(whole_run, monkeypatch, capsys):
+    for name, place in places(whole_run).items():
+        monkeypatch.setenv(name, place)
+    assert pipeline.main(SIZE) == 0
+    assert capsys.readouterr().out.count("up to date") == len(notebooks.read_manifest())
