@@ -41,7 +41,7 @@ class Drawn:
 
 def mean_colour(picture: Image.Image | np.ndarray) -> np.ndarray:
     """Mean RGB (3,) of a picture."""
-    return np.asarray(picture, dtype=np.float64).reshape(-1, 3).mean(axis=0)
+    return np.asarray(picture).reshape(-1, 3).mean(axis=0, dtype=np.float64)
 
 
 def affinity(colour: np.ndarray) -> np.ndarray:
@@ -60,11 +60,11 @@ class ColourCaptioner:
     def caption(self, images: Sequence[Image.Image | np.ndarray],
                 seeds: Sequence[Sequence[int]], decoding: Decoding) -> list[list[Caption]]:
         self.seen += len(images)
-        return [[self._one(image, seed, decoding) for seed in row]
-                for image, row in zip(images, seeds, strict=True)]
+        looks = [affinity(mean_colour(image)) for image in images]
+        return [[self._one(look, seed, decoding) for seed in row]
+                for look, row in zip(looks, seeds, strict=True)]
 
-    def _one(self, image: Image.Image | np.ndarray, seed: int, decoding: Decoding) -> Caption:
-        weights = affinity(mean_colour(image))
+    def _one(self, weights: np.ndarray, seed: int, decoding: Decoding) -> Caption:
         if decoding.deterministic:
             choice, article = int(weights.argmax()), "a"
         else:
@@ -103,7 +103,8 @@ class ColourEncoder:
 
     def embed_images(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
         self.images += len(images)
-        vectors = [np.r_[affinity(mean_colour(i)), mean_colour(i) / 255 * self.bias] for i in images]
+        colours = [mean_colour(image) for image in images]
+        vectors = [np.r_[affinity(colour), colour / 255 * self.bias] for colour in colours]
         return np.array(vectors, dtype=np.float32)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:

@@ -6,9 +6,6 @@ import dataclasses
 import json
 import random
 import shutil
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -19,7 +16,7 @@ from lib import encoders, results, roundtrip
 from lib.datasets import load_dataset
 from lib.errors import UserError
 from lib.players import Models, reads
-from lib.presets import REPO_ROOT, get_preset
+from lib.presets import get_preset
 from lib.seeds import stable_seed
 from tests.standins import COLOURS, NAMES, Spoilt, stand_ins, without_weights
 
@@ -291,34 +288,6 @@ def test_shard_of_other_sources_is_played_again(uncut, bare, tmp_path, capsys):
     run = play(bare, tmp_path, shard_size=4)
     assert "not the expected sources" in capsys.readouterr().err
     assert contents(run) == contents(uncut)
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from tests.standins import Slow, stand_ins, without_weights
-from lib import roundtrip
-from lib.presets import get_preset
-print("ready", flush=True)
-roundtrip.play(without_weights(get_preset("mini")), sys.argv[1], "image", 13, 5, 0,
-               models=Slow.all(stand_ins()),
-               root=Path(sys.argv[2]), shard_size=1, progress=False)
-"""
-
-
-def test_killed_at_random_moments(uncut, bare, tmp_path):
-    moments = random.Random(5)
-    for _ in range(3):
-        with subprocess.Popen([sys.executable, "-c", KILLED, bare, str(tmp_path)], cwd=REPO_ROOT,
-                              stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(moments.uniform(0.02, 0.3))
-            process.kill()
-    run = play(bare, tmp_path, shard_size=1)
-    pd.testing.assert_frame_equal(run.rows(), uncut.rows())
-    whole = play(bare, tmp_path / "whole", shard_size=1)
-    assert contents(run) == contents(whole)
-    assert list(run.path.rglob("*.tmp")) == []
 
 
 # --- what cannot be measured -------------------------------------------------------------------

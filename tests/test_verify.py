@@ -154,7 +154,7 @@ def test_rows_of_the_real_models_do_not_depend_on_how_they_are_played(tmp_path):
         assert list(found) == ["ones", "cut"]
         for name, checks in found.items():
             assert failing(checks) == [], (task, name, list(map(str, checks)))
-    vectors = repeatability.embeddings(preset, dataset, (1, 2))
+    vectors = repeatability.embeddings(preset, dataset, (1, 7))
     assert len(vectors) == 4 and failing(vectors) == []
 
 
