@@ -10,9 +10,11 @@ import ast
 import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -207,10 +209,44 @@ def _failure(error: Any, notebook: Path, target: Path) -> UserError | NotebookFa
 
 
 def export_html(executed: Path) -> Path:
-    """Write an executed notebook as one HTML file beside it that loads nothing from a network."""
+    """Write an executed notebook as one HTML file beside it that loads nothing from a network.
+
+    Its title is the notebook's; its figures have the alternative texts that were saved with them in
+    the folder above.
+    """
+    import nbformat
     from nbconvert import HTMLExporter
+    book = nbformat.read(executed, as_version=4)
     exporter = HTMLExporter(raw_template=_OFFLINE_TEMPLATE, embed_images=True)
-    page, _ = exporter.from_filename(str(executed))
+    title = next(_headings(book.cells), executed.stem)
+    page, _ = exporter.from_notebook_node(book, {"metadata": {"name": title}})
+    texts = iter(_alternatives(book.cells, executed.parent.parent))
+    page = re.sub(re.escape(_NO_ALTERNATIVE), lambda found: escape(next(texts, found[0])), page)
     html = executed.with_suffix(".html")
     html.write_text(page, encoding="utf-8")
     return html
+
+
+_NO_ALTERNATIVE = "No description has been provided for this image"  # what nbconvert writes
+
+
+def _headings(cells: Sequence[Any]) -> Iterator[str]:
+    """The headings of a notebook's texts."""
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            yield from re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE)
+
+
+def _alternatives(cells: Sequence[Any], folder: Path) -> list[str]:
+    """What the pictures of a notebook show, in order: as saved beside a figure, or its heading."""
+    found, heading = [], ""
+    for cell in cells:
+        heading = next(reversed(list(_headings([cell]))), heading)
+        if cell.cell_type != "code":
+            continue
+        shown = sum("image/png" in output.get("data", {}) for output in cell.outputs)
+        saved = re.findall(r'save_(?:figure|gallery)\(\w+, "(\w+)"', cell.source)
+        sidecars = [folder / f"{name}.json" for name in saved]
+        texts = [json.loads(path.read_text(encoding="utf-8"))["alt"] for path in sidecars if path.is_file()]
+        found += (texts + shown * [f"Figure to the section: {heading}"])[:shown]
+    return found

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +22,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
-from lib import claims, failures, figures, galleries, labels, report
+from lib import claims, failures, figures, galleries, labels, notebooks, report
 from lib.errors import UserError
 from lib.presets import get_preset
 from tests.planted import planted_image, planted_rows, planted_scenes
@@ -267,6 +268,22 @@ def test_report_is_one_page_that_loads_nothing(origin, tmp_path) -> None:
     assert re.search("[2-9]</b>hold<", text), "a number of verdicts, so not: holds"
     assert "Is it &lt;better&gt;?" in text and "holds" in text and str(tmp_path) not in text
     assert "prefers-color-scheme: dark" in text and "viewport" in text
+
+
+def test_figures_of_an_executed_notebook_have_their_texts(origin, tmp_path) -> None:
+    figures.save_figure(draw(), "figure3", origin, "A question?", 'It says "so" & falls.')
+    dot = base64.b64encode((tmp_path / "figures" / "mini" / "figure3.png").read_bytes()).decode()
+    made = nbformat.v4.new_output("display_data", {"image/png": dot})
+    sources = ("plt.plot()", 'figures.save_figure(fig, "figure3", origin, title, alt);', "plt.plot()")
+    cells = [nbformat.v4.new_markdown_cell("# 03 · A title\n\n## One round")]
+    cells += [nbformat.v4.new_code_cell(source, outputs=[made]) for source in sources]
+    executed = tmp_path / "figures" / "mini" / "notebooks" / "03.ipynb"
+    executed.parent.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), executed)
+    text = notebooks.export_html(executed).read_text(encoding="utf-8")
+    alone = "Figure to the section: One round"
+    assert re.findall('alt="([^"]+)"', text) == [alone, "It says &quot;so&quot; &amp; falls.", alone]
+    assert "<title>03 · A title</title>" in text
 
 
 def test_report_without_figures_or_with_a_damaged_file(origin, tmp_path) -> None:
