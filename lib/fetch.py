@@ -164,8 +164,12 @@ def _tell(parts: Sequence[Part], say: Say) -> None:
     say("to fetch:")
     for part in parts:
         say(f"  {part.name}: {part.amount}")
-    free = shutil.disk_usage(REPO_ROOT).free
-    say(f"  in all {_total(parts)}; {in_words(free)} are free beside this project")
+    room = f"{in_words(shutil.disk_usage(REPO_ROOT).free)} are free beside this project"
+    if any(part.name.startswith("model ") for part in parts):
+        from huggingface_hub.constants import HF_HUB_CACHE
+        cache = next(p for p in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if p.is_dir())
+        room += f", {in_words(shutil.disk_usage(cache).free)} where models go ({HF_HUB_CACHE}, or set HF_HOME)"
+    say(f"  in all {_total(parts)}; {room}")
 
 
 def _total(parts: Sequence[Part]) -> str:

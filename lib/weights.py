@@ -7,6 +7,7 @@ Weights come from a local folder or from the hub's cache; what is not cached is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import json
 import logging
@@ -148,6 +149,9 @@ def _hub_folder(request: dict[str, Any], weights: bool, fetch: bool) -> Path:
         raise UserError(f"model {model_id} has no revision {request['revision']}: check revision in the "
                         f"preset; {HINT}") from error
     except Exception as error:  # the hub client raises many kinds; all mean: not fetched
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space left for model {model_id}{_size(model_id)} in the hub's cache: make "
+                            "room or set HF_HOME to a folder on a larger disk; what has come stays") from error
         raise UserError(_missing(model_id, first_line(error))) from error
     return folder
 

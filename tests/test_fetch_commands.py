@@ -72,6 +72,7 @@ def test_models_are_asked_for_only_where_they_will_run(site, monkeypatch, tmp_pa
     fetch.prepare(request(preset="fast"), lambda: False, site.said.append)
     with pytest.raises(UserError, match=r"missing: model Salesforce/blip\S+ \(about 1.0 GB\), .*sdxl-turbo"):
         fetch.prepare(request(preset="fast"), lambda: True, site.said.append)
+    assert f"where models go ({tmp_path / 'hub'}, or set HF_HOME)" in site.said[-1]
     fetch.prepare(request(), lambda: pytest.fail("mini's models are here"), site.said.append)
 
 

@@ -179,6 +179,21 @@ def test_repositories_that_lack_the_weights_are_told(hub, tmp_path, monkeypatch)
         weights.model_folder("somebody/empty")
 
 
+def test_a_full_disk_is_told_apart_from_a_missing_network(hub, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def full(local_files_only=False, **wanted):
+        if local_files_only:
+            raise LocalEntryNotFoundError("nothing cached")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with pytest.raises(UserError, match=r"no space left for model stabilityai/sdxl-turbo \(about 6.9 GB\).*HF_HOME"):
+        weights.model_folder("stabilityai/sdxl-turbo")
+
+
 def test_small_files_that_another_program_did_not_cache_are_fetched(hub, tmp_path, monkeypatch):
     import huggingface_hub
 

@@ -5,9 +5,10 @@
 Three arms do equal work on the same sources: a loop over single images with the libraries' defaults,
 as their pages show it; a strong loop written by hand, in batches and half precision; ours. Each
 source gets K captions of a fixed length, each caption one picture, each picture one embedding. Then
-each lever is measured by itself (``gpu_levers``). The peak is the fastest large matrix product of the
-same run and number type; a share of it is (FLOP that the work needs / peak) / seconds. FLOP a row
-are counted by torch; a network's rows are those of the leanest arm, so that no arm gains by waste.
+each lever is measured by itself (``gpu_levers``); the arms' tables are written before that. The peak
+is the fastest large matrix product of the same run and number type; a share of it is (FLOP that the
+work needs / peak) / seconds. FLOP a row are counted by torch; a network's rows are those of the
+leanest arm, so that no arm gains by waste. Out of memory: a smaller ``--batch``.
 
 On a GPU the defaults are the paper's full size; on a CPU everything is small and proves only that
 the script runs.
@@ -16,9 +17,11 @@ the script runs.
 from __future__ import annotations
 
 import argparse
+import gc
 import platform
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +94,13 @@ class Report:
         return ideal / (result.total if len(stages) > 1 else result.seconds[stages[0]])
 
 
+def release() -> None:
+    """Give back the memory of models that nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def play_round(arm: Arm, photos: Sequence[Image.Image]) -> tuple[Clock, float]:
     """One game by one arm: seconds by stage and in all."""
     clock = Clock(arm.device)
@@ -102,24 +112,25 @@ def play_round(arm: Arm, photos: Sequence[Image.Image]) -> tuple[Clock, float]:
     return clock, total
 
 
-def race(arms: Sequence[Arm], work: Work, rounds: int) -> tuple[list[Result], dict[str, float]]:
-    """Let the arms take turns on the same sources; results, and FLOP of a row of each network."""
-    photos = work.photos()
-    for arm in arms:
+def race(kinds: Sequence[type[Arm]], preset: Preset, work: Work, device: torch.device,
+         rounds: int) -> tuple[list[Result], Arm]:
+    """Let the arms play one after the other, each alone on the device, so that a small card holds it.
+
+    Returns their results, and the last arm with its models.
+    """
+    photos, results = work.photos(), []
+    for kind in kinds:
+        arm = None  # the one before gives its memory back before the next is loaded
+        release()
+        arm = kind(preset, work, device)
         play_round(arm, photos)  # warm up: libraries choose their algorithms by trial
-    # A row of each network by the arm that is last, ours; all arms run the same networks.
-    flop_a_row = {name: arms[-1].flop()[name] / n for name, n in arms[-1].rows().items() if n}
-    before, played = [arm.rows() for arm in arms], [[] for _ in arms]
-    for number in range(rounds):
-        order = range(len(arms)) if number % 2 == 0 else reversed(range(len(arms)))
-        for i in order:
-            played[i].append(play_round(arms[i], photos))
-    results = []
-    for arm, earlier, timed in zip(arms, before, played, strict=True):
-        clock, total = sorted(timed, key=lambda one: one[1])[len(timed) // 2]  # the median round, whole
-        rows = {name: (n - earlier[name]) // rounds for name, n in arm.rows().items()}
+        before = arm.rows()
+        timed = [play_round(arm, photos) for _ in range(rounds)]
+        clock, total = sorted(timed, key=lambda one: one[1])[rounds // 2]  # the median round, whole
+        rows = {name: (n - before[name]) // rounds for name, n in arm.rows().items()}
         results.append(Result(arm.name, dict(clock.seconds), total, rows, arm.dtypes))
-    return results, flop_a_row
+        print(f"{arm.name}: {total:.1f} s a round", file=sys.stderr, flush=True)
+    return results, arm
 
 
 def prepare(folder: Path, work: Work) -> Preset:
@@ -134,20 +145,21 @@ def prepare(folder: Path, work: Work) -> Preset:
 
 
 def measure(work: Work, device: torch.device, folder: Path, rounds: int, levers: bool,
-            compiling: bool) -> Report:
-    """Everything, as one report."""
+            compiling: bool, tell: Callable[[Report], None]) -> Report:
+    """Everything, as one report; ``tell`` is given the arms' part as soon as it is there."""
     preset = prepare(folder, work)
-    arms = [kind(preset, work, device) for kind in (Documented, Batched, Ours)]
-    results, flop_a_row = race(arms, work, rounds)
+    results, ours = race((Documented, Batched, Ours), preset, work, device, rounds)
+    # A row of each network as ours counts it: all arms run the same networks.
+    flop_a_row = {name: ours.flop()[name] / n for name, n in ours.rows().items() if n}
     types = {dtype for result in results for dtype in result.dtypes.values()}
     report = Report(work, device_name() if device.type == "cuda" else str(device), tuple(results),
                     flop_a_row, {dtype: peak(dtype, device) for dtype in types})
-    if not levers:
-        return report
-    ours = arms[-1]
-    del arms  # the other arms' memory is free for larger batches
-    return replace(report, levers=tuple(gpu_levers.measure_levers(ours, rounds, compiling)),
-                   profile=gpu_levers.profile(ours))
+    tell(report)
+    if levers:
+        report = replace(report, levers=tuple(gpu_levers.measure_levers(ours, rounds, compiling)),
+                         profile=gpu_levers.profile(ours))
+        tell(report)
+    return report
 
 
 # --- telling -----------------------------------------------------------------------------------
@@ -234,17 +246,17 @@ def main(arguments: Sequence[str] | None = None) -> Report:
                         help="measure compilation too, which takes minutes")
     flags = parser.parse_args(arguments)
     work = Work(**{name: getattr(flags, name) for name in vars(usual)})
+
+    def tell(report: Report) -> None:
+        if flags.out is not None:
+            flags.out.write_text(markdown(report), encoding="utf-8")
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(flags.models or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        report = measure(work, device, folder, flags.rounds, not flags.no_levers, flags.compile)
-    page = markdown(report)
-    print(page)
-    if flags.out is not None:
-        flags.out.write_text(page, encoding="utf-8")
+        report = measure(work, device, folder, flags.rounds, not flags.no_levers, flags.compile, tell)
+    print(markdown(report))
     return report
-
-
 
 
 if __name__ == "__main__":
