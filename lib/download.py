@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lib.errors import UserError
 
@@ -75,8 +76,9 @@ class _StaySafe(urllib.request.HTTPRedirectHandler):
 
 
 def _open(url: str, headers: dict[str, str] | None = None, method: str = "GET") -> Any:
-    """Open an address; only http and https ones (urllib would read local files too)."""
-    if not url.startswith(("https://", "http://")):
+    """Open an encrypted address, or one of this machine (urllib would read local files too)."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", "127.0.0.1"):
         raise UserError(f"{url} is not an address in the network: only https is fetched")
     request = urllib.request.Request(url, headers=_AGENT | (headers or {}), method=method)
     return urllib.request.build_opener(_StaySafe).open(request, timeout=TIMEOUT_SECONDS)

@@ -28,6 +28,8 @@ from typing import Any, Literal
 from lib.errors import UserError
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+_SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password)$", re.IGNORECASE)
+_SECRET_ADDRESS = re.compile(r"://[^/@\s\"]*:[^/@\s\"]+@")  # a password within an address
 _NO_OPTIONS: Mapping[str, Any] = types.MappingProxyType({})
 
 
@@ -339,15 +341,25 @@ def _coerce(value: Any, hint: Any, place: str) -> Any:
         return tuple(value)
     if hint is float and type(value) is int and abs(value) < 1 << 53:
         return float(value)
-    try:
-        json.dumps(value, allow_nan=False)  # run.json will hold it
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{place} = {value!r}: must be plain and finite, no date and no inf") from error
+    _check_plain(value, place)
     expected = Mapping if origin is not None else hint
     if not isinstance(value, expected) or (hint is int and isinstance(value, bool)):
         name = getattr(expected, "__name__", str(expected))
         raise UserError(f"{place} = {value!r}: expected {name}")
     return value
+
+
+def _check_plain(value: Any, place: str) -> None:
+    """Raise UserError for what ``run.json`` cannot hold, or must not: keys are published with it."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{place}: {error}: values must be plain and finite, no date and no inf") from error
+    named = isinstance(value, Mapping) and any(
+        _SECRET_NAME.search(key) and isinstance(value[key], str) for key in value)
+    if named or _SECRET_ADDRESS.search(text):
+        raise UserError(f"{place} holds a key or a password, and would be published with the run: take it "
+                        "out, put it into an environment variable and name that in key_env")
 
 
 def preset_to_dict(preset: Any) -> dict[str, Any]:

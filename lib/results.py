@@ -264,7 +264,7 @@ def marks(path: Place) -> dict[str, str]:
     try:
         with path.open("rb") as stream:
             metadata = pq.read_schema(stream).metadata or {}
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return {}
     return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in metadata.items()}
 
@@ -381,12 +381,12 @@ class Run:
             inside = path.resolve().is_relative_to(self.path.resolve())
         if not inside:
             raise UserError(f"image {relative!r} is not inside the run's folder {self.name}")
+        if not path.is_file():
+            raise UserError(f"image {path} does not exist: remove rows.parquet and the folder shards of its "
+                            "run and play it again")
         if isinstance(path, Path):
             return open_image(path)
-        try:
-            return decode_image(io.BytesIO(path.read_bytes()), str(path))
-        except FileNotFoundError as error:
-            raise UserError(f"image {path} does not exist: play the run again") from error
+        return decode_image(io.BytesIO(path.read_bytes()), str(path))
 
 
 def find(key: RunKey, weights_known: bool, root: Place) -> Run:

@@ -96,7 +96,7 @@ def differences(kept: pd.DataFrame, kept_picture: Picture, again: pd.DataFrame,
 
     kept_picture, again_picture: open a picture by the path that a row gives. Where a caption
     differs, the rest of its row is that of another candidate: such flips are counted, and left
-    out of the differences that follow.
+    out of the differences that follow, which are absent where nothing is left to compare.
     """
     both = again.merge(kept, on=["item", "candidate"], suffixes=("", "_kept"),
                        how="left", validate="one_to_one", indicator=True)
@@ -109,14 +109,16 @@ def differences(kept: pd.DataFrame, kept_picture: Picture, again: pd.DataFrame,
         _flips("captions that differ", int(np.sum(~same)), len(both), _NEAR_TIE),
         _flips("sources with another best candidate", sum(tops), len(tops), _TIED),
     ]
-    for name in ("logprob", "similarity", "similarity_euclidean", "similarity_judge"):
+    numbers = ("logprob", "similarity", "similarity_euclidean", "similarity_judge") if same.any() else ()
+    for name in numbers:
         drawn = name == "logprob" and words == "reconstruction"  # in text reconstruction
         allowed = TOLERANCES["logprob of a drawn picture" if drawn else name]
         checks.append(Check(name, _largest(both[same], name), *allowed))
     # A picture follows its caption in image reconstruction and precedes it in text reconstruction.
     column, shown = ("reconstruction", same) if words == "message" else ("message", slice(None))
     pairs = both.loc[shown, [column, f"{column}_kept"]].dropna().drop_duplicates()
-    checks.append(Check("pixels", _pixels(pairs, again_picture, kept_picture), *TOLERANCES["pixels"]))
+    if len(pairs):
+        checks.append(Check("pixels", _pixels(pairs, again_picture, kept_picture), *TOLERANCES["pixels"]))
     return checks
 
 

@@ -1,4 +1,5 @@
-"""Pictures of which one is deadly, and players that die of it: for the tests of several workers."""
+"""Pictures of which one is deadly, players that die of it, and a store that they share: for the tests
+of several workers."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from lib.players import Models
@@ -30,6 +33,20 @@ def paint(folder: Path, n: int) -> str:
         pixels = np.clip(base + noise, 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:02d}.png")
     return f"folder:{folder}"
+
+
+class Disk(LocalFileSystem):
+    """A local folder behind a protocol of its own: every process that knows these players
+    knows it, and what is written in place shows while it grows."""
+
+    protocol = "disk"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("disk://"))
+
+
+fsspec.register_implementation("disk", Disk, clobber=True)
 
 
 class Fragile:

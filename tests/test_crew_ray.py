@@ -19,6 +19,7 @@ import pytest
 from lib import crew_ray, environment, jobs, roundtrip
 from lib.errors import UserError
 from lib.presets import get_preset
+from lib.stores import StorePath
 from tests.mortal import DOOMED, broken, contents, doomed, fragile, paint
 from tests.standins import stand_ins, without_weights
 
@@ -143,9 +144,10 @@ def pictures(tmp_path_factory):
     return paint(tmp_path_factory.mktemp("ray") / "pictures", N)
 
 
-def play(pictures, root, models, **options):
-    options = {"engine": "ray", "workers": 2, "progress": False, "shard_size": 1, **options}
-    return roundtrip.play(MINI, pictures, "image", N, K, 0, models=models, root=root / "runs", **options)
+def play(pictures, folder, models, **options):
+    options = {"engine": "ray", "workers": 2, "progress": False, "shard_size": 1, "root": folder / "runs",
+               **options}
+    return roundtrip.play(MINI, pictures, "image", N, K, 0, models=models, **options)
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +157,10 @@ def alone(pictures, tmp_path_factory):
 
 def test_a_killed_actor_is_replaced_and_the_bytes_are_those_of_one(
         cluster, pictures, alone, tmp_path, capfd):
-    run = play(pictures, tmp_path, partial(fragile, tmp_path / "once"), progress=True)
+    root = f"disk://{tmp_path}/runs"  # actors write into a store
+    run = play(pictures, tmp_path, partial(fragile, tmp_path / "once"), progress=True, root=root)
     assert (tmp_path / "once").exists() and contents(run) == alone
+    assert isinstance(run.path, StorePath) and not list(run.path.glob(".scratch/*"))
     said = capfd.readouterr().err
     assert "is tried again: shard 5 (items 05.png): its actor was lost" in said
     assert said.count("10/10") == 1  # one bar for all actors

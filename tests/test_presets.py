@@ -60,6 +60,8 @@ def test_toml_preset_overrides_nested_fields(tmp_path):
     ('base = "mini"\nname = ".."', "without slashes"),
     ('base = "mini"\n[captioner.sender]\ntemperature = inf', "finite"),
     ('base = "mini"\n[captioner.options]\nsince = [1979-05-27]', "no date"),
+    ('base = "mini"\n[captioner.options]\napi_key = "HUSH"', "holds a key"),
+    ('base = "mini"\n[captioner.options]\nurl = "https://me:HUSH@host/v1"', "holds a key"),
     ('base = "mini"\nx = ' + "[" * 3000, "TOML"),
     ('base = "mini"\nn_sources = ' + "9" * 5000, "TOML"),
 ])
@@ -68,7 +70,7 @@ def test_bad_toml_is_one_line_that_names_the_culprit(tmp_path, text, culprit):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
         get_preset(path)
-    assert culprit in str(caught.value) and "\n" not in str(caught.value)
+    assert culprit in str(caught.value) and "\n" not in str(caught.value) and "HUSH" not in str(caught.value)
 
 
 def test_unknown_preset_and_missing_file():

@@ -23,7 +23,6 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
 from lib import figures, pipeline, results, roundtrip, stores
 from lib.errors import UserError
@@ -32,21 +31,12 @@ from lib.leases import Lease, Times
 from lib.presets import get_preset
 from lib.results import Run
 from lib.stores import StorePath
+from tests.mortal import Disk
 from tests.standins import Heard, Slow, stand_ins, without_weights, write_pictures
 
 MINI = without_weights(get_preset("mini"))
 N, K = 7, 3
 QUICK = Times(beat=0.1, stale=0.6, settle=0.05, look=0.05)
-
-
-class Disk(LocalFileSystem):
-    """A local folder behind a protocol of its own: what is written in place shows while it grows."""
-
-    protocol = "disk"
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.removeprefix("disk://"))
 
 
 class DriverError(Exception):
@@ -89,7 +79,6 @@ class Buckets(fsspec.AbstractFileSystem):
         raise FileNotFoundError(path)
 
 
-fsspec.register_implementation("disk", Disk, clobber=True)
 fsspec.register_implementation("bad", Bad, clobber=True)
 fsspec.register_implementation("buckets", Buckets, clobber=True)
 fsspec.register_implementation("driverless", "no_such_package.files.Files", errtxt="install it")
