@@ -86,8 +86,9 @@ SECTIONS = (
         "Table 1",
         ("table1", "table1_text"),
         "Nucleus: mean over the draws. Selected: what the game chooses, the paper's row “Ours”. Interval: of "
-        "the gain, 95 % for CIDEr and CLIP score, widened after Holm for the others. Greedy: the caption "
-        "without sampling. Oracle: the best candidate by that score, which no selection can exceed.",
+        "the gain, 95 % for CIDEr and CLIP score, widened after Holm for the others. Most probable: the "
+        "candidate that the captioner itself prefers. Greedy: its caption without sampling. Oracle: the best "
+        "candidate by CIDEr or CLIP score, the most that a selection could reach.",
     ),
     Section(
         "figure4",
@@ -229,6 +230,14 @@ def _tables(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
     return shown
 
 
+def _rivals(folder: Path, name: str) -> list[str]:
+    """What is said of captions that need no game, where the section's notebook has compared them."""
+    from lib.tables import rival_sentences
+
+    path = folder / f"{name}_rivals.csv"
+    return rival_sentences(pd.read_csv(path)) if path.is_file() else []
+
+
 def _sections(folder: Path) -> list[dict[str, Any]]:
     """The sections whose figures are there."""
     shown = []
@@ -243,6 +252,7 @@ def _sections(folder: Path) -> list[dict[str, Any]]:
                 "figures": [_figure(folder, name) for name in present],
                 "verdicts": _verdicts(folder, section.name),
                 "tables": _tables(folder, section.tables),
+                "rivals": _rivals(folder, section.name),
                 "link": f"notebooks/{page.name}" if page.is_file() else None,
             }
         )

@@ -286,6 +286,17 @@ def test_figures_of_an_executed_notebook_have_their_texts(origin, tmp_path) -> N
     assert "<title>03 · A title</title>" in text
 
 
+def test_the_report_says_whether_one_needs_the_game(origin, tmp_path) -> None:
+    figures.save_figure(draw(), "table1_gains", origin, "t", "a")
+    folder = tmp_path / "figures" / "mini"
+    assert "need the game" not in report.build_report("mini").read_text(encoding="utf-8")
+    (folder / "table1_rivals.csv").write_text(
+        "dataset,rival,score,lead,low,high\npicturebook-coco,greedy,cider,13.4,4,22\n"
+        "picturebook-coco,greedy,sem_f,-6,-8,-4\n", encoding="utf-8")
+    text = report.build_report("mini").read_text(encoding="utf-8")
+    assert "need the game" in text and "yet its captions say less that is true" in text
+
+
 def test_report_without_figures_or_with_a_damaged_file(origin, tmp_path) -> None:
     with pytest.raises(UserError, match="has no figures"):
         report.build_report("mini")
