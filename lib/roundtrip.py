@@ -155,8 +155,7 @@ def play(
                 play_with_crew(plan, waiting, partial(crew, workers=workers, load=models), progress)
             if progress:
                 print(f"scoring {plan.key.name}", file=sys.stderr, flush=True)
-            with booking(plan, "score"):
-                finish(plan)
+            finish(plan)
             if progress:
                 _tell(plan)
     return plan.run
@@ -309,9 +308,16 @@ def _scored(plan: Plan) -> bool:
 def finish(plan: Plan) -> None:
     """Rank and score all shards into ``rows.parquet`` and ``baselines.parquet``.
 
-    Can be repeated at any time without playing again. Tables first, then the counts in
-    ``run.json``: a run without them is scored again.
+    Can be repeated at any time without playing again. Tables and cost first, then the counts in
+    ``run.json``: a run without them is scored again, one with them is never written to again.
     """
+    with booking(plan, "score"):
+        facts = _score(plan)
+    results.write_json(plan.run.path / "run.json", plan.run.info() | facts)
+
+
+def _score(plan: Plan) -> dict[str, Any]:
+    """Write the ranked and scored tables; returns what ``run.json`` says of them."""
     items = plan.dataset.by_id()
     references = plan.dataset.references
     corpus = Corpus.build(references, cache_dir=CACHE) if references else None
@@ -343,9 +349,7 @@ def finish(plan: Plan) -> None:
 
     _write_parts(plan, "baselines.parquet", results.BASELINES, scored_baselines)
     _write_parts(plan, "rows.parquet", results.ROWS, scored_rows)
-    record = plan.run.info()
-    record.update(counts=counts, missing_scores=missing)
-    results.write_json(plan.run.path / "run.json", record)
+    return {"counts": counts, "missing_scores": missing}
 
 
 def _batches(plan: Plan, paths: Sequence[Place], schema: pa.Schema) -> Iterator[pa.Table]:

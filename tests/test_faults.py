@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from lib import roundtrip
+from lib.players import Models
 from lib.presets import get_preset
 from tests.standins import Slow, stand_ins, without_weights, write_pictures
 
@@ -40,9 +41,9 @@ def server():
     return context
 
 
-def play(pictures: str, root: Path):
+def play(pictures: str, root: Path, models: Models | None = None):
     """The game that is played everywhere here: thirteen shards of one source."""
-    return roundtrip.play(MINI, pictures, "image", N, K, 0, models=Slow.all(stand_ins()),
+    return roundtrip.play(MINI, pictures, "image", N, K, 0, models=models or stand_ins(),
                           root=root, shard_size=1, progress=False)
 
 
@@ -50,7 +51,7 @@ def play_in_a_process(pictures: str, root: Path, ready) -> None:
     """What a process does that is killed from outside."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     ready.send("ready")
-    play(pictures, root)
+    play(pictures, root, Slow.all(stand_ins()))
 
 
 def play_until(pictures: str, root: Path, event: int, number: int, ready) -> None:
