@@ -181,6 +181,7 @@ def load_dataset(name: str, n: int | None = None, seed: int = 0) -> Dataset:
     if not isinstance(name, str):
         raise UserError(f"dataset {name!r}: give a name, one of {', '.join(NAMES)}")
     kind, _, place = name.partition(":")
+    _check_name(name, "dataset")
     if kind in ("folder", "texts") and not place:
         raise UserError(f"dataset {name!r}: add the path after the colon, as in {kind}:my/{kind}")
     if kind == "folder":
@@ -297,6 +298,7 @@ def load_folder(folder: Path) -> Dataset:
     items = []
     for path in paths:
         key = path.relative_to(folder).as_posix()
+        _check_name(key, f"folder {folder}")
         items.append(Item(key, path, known.get(key, ())))
     return Dataset(
         name=f"folder:{folder.resolve().name}", items=tuple(items), address=f"folder:{folder}",
@@ -304,6 +306,12 @@ def load_folder(folder: Path) -> Dataset:
         strays=tuple(sorted(set(known) - {item.id for item in items})),
         unreferenced=tuple(item.id for item in items if not item.references),
     )
+
+
+def _check_name(name: str, where: str) -> None:
+    """UserError for a file name that no table and no line of a message can hold."""
+    if any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in name):
+        raise UserError(f"{where}: file name {name!a} is not UTF-8 or has a control character: rename it")
 
 
 def load_texts(path: Path) -> Dataset:

@@ -221,6 +221,17 @@ def test_odd_captions_are_read(pictures):
         assert read.items[0].references == (text.strip(),)
 
 
+@pytest.mark.parametrize(("name", "shown"), [(b"b\xff.png", r"b\udcff.png"), (b"a\nb.png", r"a\nb.png")])
+def test_names_that_no_table_can_hold(name, shown, pictures):
+    (pictures / os.fsdecode(name)).write_bytes((pictures / "0.png").read_bytes())
+    with pytest.raises(UserError) as error:
+        play(pictures)
+    told(error.value, shown, "rename it")
+    with pytest.raises(UserError) as error:
+        load_dataset(f"folder:{pictures / os.fsdecode(name)}")
+    told(error.value, shown, "rename it")
+
+
 TEXTS = {"empty": (b"\n \n", "has no text"), "not UTF-8": (b"br\xfccke\n", "not UTF-8")}
 
 
