@@ -324,7 +324,7 @@ def gain_panel(ax: Axes, names: Sequence[str], table: pd.DataFrame, hue: str) ->
     ax.set_yticks(range(len(table), 0, -1), names)
     ax.set_ylim(0.4, len(table) + 0.6)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("Gain (%), 95 % interval\nfilled: without zero")
+    ax.set_xlabel("Gain (%), interval as in Table 1\nfilled: without zero")
     ax.grid(axis="x")
     _take_off_spines(ax, left=True)
 

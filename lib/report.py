@@ -79,8 +79,8 @@ SECTIONS = (
     Section(
         "table1",
         "Does selecting beat sampling?",
-        "The selected candidate against the mean candidate, of captions and of pictures, each with its "
-        "95 % interval. A filled dot has an interval without zero.",
+        "The selected candidate against the mean candidate, of captions and of pictures. A filled dot has "
+        "an interval without zero.",
         ("table1_gains",),
         "05_table1_selection_vs_nucleus",
         "Table 1",
