@@ -16,6 +16,9 @@ from lib.errors import UserError
 
 RESAMPLES = 2000
 LEVEL = 0.95
+# Sources that an interval needs. If nothing were there, five sources would all lie on one side of zero
+# once in 16 tries, six once in 32: only from six on can 5 % be kept at all.
+LEAST = 6
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Estimate:
     left_out: int = 0
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Percentile interval, (nan, nan) where no resample is defined or only one source was used."""
+        """Percentile interval, (nan, nan) where no resample is defined or too few sources were used."""
         defined = self._defined()
         if defined.size == 0:
             return float("nan"), float("nan")
@@ -52,8 +55,8 @@ class Estimate:
         return float(min(1.0, 2 * (min(outside, inside) + 1) / (defined.size + 1)))
 
     def _defined(self) -> np.ndarray:
-        """The usable resamples: none of a single source, whose resamples are all the same."""
-        return self.samples[np.isfinite(self.samples)] if self.n > 1 else self.samples[:0]
+        """The usable resamples: none of so few sources that an interval would promise what it cannot keep."""
+        return self.samples[np.isfinite(self.samples)] if self.n >= LEAST else self.samples[:0]
 
     def scaled(self, factor: float) -> Estimate:
         """The same estimate in another unit."""

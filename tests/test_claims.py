@@ -17,7 +17,7 @@ NAN = float("nan")
 
 
 def verdict(samples: list[float], direction: int = 1, margin: float = 0.0) -> claims.Verdict:
-    estimate = Estimate(float(np.mean(samples)), np.array(samples), 5)
+    estimate = Estimate(float(np.mean(samples)), np.array(samples), 10)
     return claims.Verdict("it is so", "image", "coco", "x", estimate, direction, margin)
 
 
