@@ -20,7 +20,7 @@ from lib.errors import UserError
 from lib.flops import Meter
 from lib.hardware import Batches, pick_device, pick_dtype
 from lib.presets import GeneratorSpec
-from lib.weights import loading, model_folder, pipeline_files
+from lib.weights import demand_safety_checker, loading, model_folder, pipeline_files
 
 log = logging.getLogger(__name__)
 
@@ -103,11 +103,8 @@ class Generator:
 
     def _safety(self, index: dict[str, Any]) -> dict[str, Any]:
         """Arguments that switch a pipeline's safety checker off, or make sure that it is there."""
-        present = (index.get("safety_checker") or [None])[0] is not None
         if self.spec.safety_checker:
-            if not present:
-                raise UserError(f"generator {self.spec.id} has no safety checker: set "
-                                "safety_checker = false in the preset")
+            demand_safety_checker(self.folder, self.spec.id)
             from transformers import CLIPImageProcessorPil
 
             extractor = CLIPImageProcessorPil.from_pretrained(

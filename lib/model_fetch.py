@@ -22,6 +22,7 @@ from lib.weights import (
     APPROXIMATE_GB,
     LOCK_FILE,
     TRANSFORMERS_FILES,
+    demand_safety_checker,
     is_local,
     locked_revision,
     model_folder,
@@ -32,6 +33,7 @@ from lib.weights import (
 )
 
 BLIP_FOLDER = "data/models/hub/blip-large-coco"
+INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,10 @@ def _fetch(wanted: Wanted, say: Say) -> Path:
     """Fetch one model and lock it."""
     if wanted.id == BLIP_FOLDER and not _is_there(wanted):
         return fetch_blip(REPO_ROOT / wanted.id, say)
+    if INDEX in wanted.patterns and not wanted.skipped:  # gigabytes would come before a preset's mistake shows
+        small = model_folder(wanted.id, wanted.revision, (INDEX,), weights=False)
+        if (small / INDEX).is_file():  # a cache may hold other parts only
+            demand_safety_checker(small, wanted.id)
     folder = model_folder(wanted.id, wanted.revision, wanted.patterns, wanted.skipped)
     _lock_revision(wanted, folder)
     return folder

@@ -220,6 +220,13 @@ def is_complete(folder: Path, patterns: Sequence[str] = ("*.safetensors",),
                                for part in parts)
 
 
+def demand_safety_checker(folder: Path, model_id: str) -> None:
+    """UserError unless a pipeline's index names a safety checker."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    if (index.get("safety_checker") or [None])[0] is None:
+        raise UserError(f"generator {model_id} has no safety checker: set safety_checker = false in the preset")
+
+
 def _all_shards(names: Set[str]) -> bool:
     """Whether weight files in one folder hold a whole model: an unsharded file or every shard of one."""
     shards = Counter(re.sub(r"-\d{5}-of-", "-*-of-", name) for name in names)

@@ -179,6 +179,25 @@ def test_repositories_that_lack_the_weights_are_told(hub, tmp_path, monkeypatch)
         weights.model_folder("somebody/empty")
 
 
+def test_a_safety_checker_that_is_not_there_is_told_before_the_weights_come(hub, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    folder, asked = build_stable_diffusion(tmp_path / "sd"), []  # it has none
+
+    def answer(allow_patterns, **wanted):
+        asked.append(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    preset = get_preset("paper")
+    generator = dataclasses.replace(preset.generator, id="somebody/unchecked")
+    wanted = model_fetch.wanted_models(dataclasses.replace(preset, generator=generator))[-1]
+    with pytest.raises(UserError, match="unchecked has no safety checker: set safety_checker = false"):
+        model_fetch._fetch(wanted, lambda line: None)
+    assert asked and all(patterns == ["model_index.json"] for patterns in asked)
+
+
 def test_a_full_disk_is_told_apart_from_a_missing_network(hub, monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
