@@ -64,7 +64,7 @@ class _Worker:
     def give(self, job: Job) -> None:
         """Hand over a job. If the process has just died, its pipe will tell."""
         self.job = job
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(ConnectionError):
             self.pipe.send(job)
 
 
@@ -101,7 +101,7 @@ def _serve(crew: list[_Worker], ledger: Ledger, hooks: Hooks, hire: functools.pa
             worker = crew[place]
             try:
                 message = pipe.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, ConnectionError):
                 stillborn += not worker.ready
                 _bury(worker, ledger, hooks, stillborn)
                 crew[place] = hire(worker.number)
@@ -136,7 +136,7 @@ def _main(number: int, workers: int, pipe: Connection, load: Load) -> None:
     except UserError as error:
         pipe.send(("stop", str(error)))
         return
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the first process is gone: so are we
+    with contextlib.suppress(EOFError, ConnectionError):  # the first process is gone: so are we
         pipe.send(("ready", describe_models(models)))
         while True:
             pipe.send(answer(pipe.recv(), models))
