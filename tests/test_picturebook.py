@@ -192,16 +192,15 @@ def test_embedded_datasets(name, references):
 
 @pytest.mark.parametrize("name", ["captioner", "encoder"])
 def test_training_resumes_where_it_stopped(tmp_path, name):
-    """Three steps at once and two plus one give the same weights."""
+    """Two steps at once and one plus one give the same weights."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    recipe = train.RECIPES[name]
     weights = []
-    for label, stops in (("once", (3,)), ("twice", (2, 3))):
+    for label, stops in (("once", (2,)), ("twice", (1, 2))):
         for stop in stops:
             train.train(name, stop, "cpu", tmp_path / label, tmp_path / label / "scratch")
         state = torch.load(tmp_path / label / "scratch" / name / "checkpoint.pt", weights_only=True)
-        assert state["step"] == 3 and recipe.batch_size > 0
+        assert state["step"] == 2
         weights.append(state["module"])
     torch.set_num_threads(threads)
     for key, value in weights[0].items():
