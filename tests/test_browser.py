@@ -99,7 +99,8 @@ def test_image_reconstruction(explorer):
               visible(page, "dd.cx-main").all_inner_texts()]
     assert values == sorted(values, reverse=True)
     assert "cx-selected" in cards.first.get_attribute("class")
-    assert page.evaluate("[...document.querySelectorAll('.cx-card img')].every(i => i.naturalWidth > 0)")
+    # Waits: a picture is decoded after the card that has it is there.
+    page.wait_for_function("[...document.querySelectorAll('.cx-card img')].every(i => i.naturalWidth > 0)")
     assert explorer.errors == []
 
 
@@ -223,9 +224,9 @@ def test_the_report_opens_from_disk(browser, report_page, dark):
     assert (max(grey) < 60) == dark
     assert page.evaluate(FAINT) == {}
     page.locator(".enlarge").first.press("Enter")
-    assert page.locator("dialog img").evaluate("i => i.naturalWidth") > 0
+    page.wait_for_function("document.querySelector('dialog img').naturalWidth > 0")
     page.keyboard.press("Escape")
-    assert not page.locator("dialog").is_visible()
+    page.locator("dialog").wait_for(state="hidden")
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 690, "height": 1000})  # A4 between its margins
     assert page.evaluate("[...document.querySelectorAll('.wide')].every(e => e.scrollWidth <= e.clientWidth)")

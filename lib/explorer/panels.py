@@ -87,7 +87,7 @@ class Runner:
         self.stop_button.disabled = True
         self.stop_button.on_click(lambda _: self.stop())
         self.starters: list[widgets.Button] = []
-        self._stop, self._thread = threading.Event(), None
+        self._stop, self._ended, self._thread = threading.Event(), threading.Event(), None
         line = widgets.HBox([self.stop_button, self.progress, self.text],
                             layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
         self.widget = panel(line, self.errors)
@@ -101,9 +101,12 @@ class Runner:
 
     def start(self, work: Callable[[], None]) -> None:
         """Run ``work`` in a thread; a second start while one runs does nothing."""
-        if self._thread is not None and self._thread.is_alive():
-            return
+        if self._thread is not None:
+            if not self._ended.is_set():
+                return
+            self._thread.join()  # the page may know of its end a moment before it is over
         self._stop.clear()
+        self._ended.clear()
         self.errors.value = ""
         self._enable(False)
         self.tell("Starting …", 0.0)
@@ -149,6 +152,7 @@ class Runner:
         try:
             self.guarded_unless_stopped(work)
         finally:
+            self._ended.set()
             self._enable(True)
             end = "Stopped" if self.stopped() else "Failed" if self.errors.value else "Done"
             self.tell(f"{end} after {time.monotonic() - start:.1f} s.", 0.0 if end != "Done" else 1.0)
