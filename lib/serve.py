@@ -29,6 +29,7 @@ HOST, PORT = "127.0.0.1", 8866
 PATIENCE = 180  # seconds until the server must answer
 ELSEWHERE = ("The same calls are plain functions of `lib.explorer`: `notebooks/00_explore.ipynb` shows "
              "them in JupyterLab.")
+FORGET = 1800  # seconds after which a page that nobody has open any more is ended, with its models
 LARGEST_UPLOAD = 256 * 2**20  # bytes; the server's own limit would cut off large photographs
 
 
@@ -94,6 +95,7 @@ def command(notebook: Path, port: int) -> list[str]:
     return [sys.executable, "-m", "voila", str(notebook), "--no-browser", "--Voila.log_level=WARN",
             f"--Voila.ip={HOST}", f"--Voila.port={port}", "--Voila.port_retries=0",
             "--Voila.auto_token=True", "--template=explorer",
+            f"--MappingKernelManager.cull_idle_timeout={FORGET}", "--MappingKernelManager.cull_interval=60",
             "--ZMQChannelsWebsocketConnection.iopub_data_rate_limit=1e9"]
 
 
