@@ -6,6 +6,7 @@ notebooks have left, then, with the machine to themselves, those that start many
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,3 +48,12 @@ def playing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def whole_run(playing: Playing) -> Path:
     """The folder where the run command has played all notebooks."""
     return playing.finish()
+
+
+@pytest.fixture(scope="module")
+def frozen() -> Iterator[None]:
+    """For tests that collect garbage: all that was imported need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

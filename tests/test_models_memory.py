@@ -16,6 +16,7 @@ from lib.weights import loading
 from tests import tiny_families as tiny
 from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
 
+pytestmark = pytest.mark.usefixtures("frozen")  # garbage is collected at every shortage
 NUCLEUS = Decoding("nucleus", p=0.9, max_tokens=5)
 SEEDS = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
 

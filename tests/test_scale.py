@@ -109,15 +109,12 @@ class Watched(scale.Painter):
         return Drawn(pixels, np.zeros(len(texts), bool), np.zeros(len(texts), bool))
 
 
-def test_pictures_are_let_go(pictures, tmp_path):
+def test_pictures_are_let_go(frozen, pictures, tmp_path):
     """While a shard is played, at most the one before is held, however many there were."""
-    gc.collect()
-    gc.freeze()  # what other tests have left need not be looked through at every picture
     painter = Watched()
     models = Models(scale.Talker(), painter, scale.Looker(), scale.Looker())
     roundtrip.play(MINI, dataset(pictures, 16), "image", 16, 2, 0, models=models, root=tmp_path,
                    progress=False, shard_size=2)
-    gc.unfreeze()
     assert len(painter.held) == 8 and max(painter.held) == 1
 
 
