@@ -27,7 +27,7 @@ README = REPO_ROOT / "README.md"
 SHOWN = (
     ("figure3", "03", "Figure 3", "the better the reconstruction"),
     ("figure4", "04", "Figure 4", "sources that are reconstructed better"),
-    ("table1", "05", "Table 1", "the selected caption"),
+    ("table1", "05", "Table 1", ("the selected caption", "the selected image")),
     ("failures", "08", "Failures", ("annotation imperfection", "the generator adds")),
 )
 PLAYED = (("01", "image reconstruction"), ("02", "text reconstruction"))

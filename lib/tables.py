@@ -172,8 +172,13 @@ def selection_block(systems: Systems, domain: str, seed: int) -> pd.DataFrame:
     """
     task, dataset = identity(systems.rows)
     names = [m for m in (MEANS if task == "image" else IMAGE_SCORES) if has(systems.rows, m)]
-    rng = generator(seed, "table1", dataset, task, domain)
-    lines = bleu_rows(systems, rng) + [mean_row(systems, name, rng) for name in names]
+    part = () if domain == "all" else (domain,)
+
+    def draws(name: str) -> np.random.Generator:
+        """The verdict's own draws, so that it and its row of the table give one interval."""
+        return generator(seed, "gain", dataset, task, name, *part)
+
+    lines = bleu_rows(systems, draws("bleu")) + [mean_row(systems, name, draws(name)) for name in names]
     p_values = np.array([line["gain"].p_value() for line in lines])
     secondary = np.array([line["metric"] != labels.PRIMARY[task] for line in lines])
     levels = np.full(len(lines), ranking.LEVEL)

@@ -156,6 +156,13 @@ def test_latex_and_layout(systems) -> None:
     assert layout.loc["Gain (%)", "CIDEr"].startswith("+")
 
 
+def test_a_verdict_and_its_row_of_the_table_give_one_interval(systems) -> None:
+    row = tables.selection_block(systems, "all", 0).set_index("metric").loc["cider"]
+    verdict, equal_length = tables.gain_verdicts(systems, 0)
+    assert verdict.estimate.interval() == (row["low"], row["high"])
+    assert equal_length.estimate.interval() == (row["gain_length_low"], row["gain_length_high"])
+
+
 def test_gain_at_equal_length_is_a_verdict_of_its_own(systems) -> None:
     found = tables.gain_verdicts(systems, 0)
     assert [v.finding for v in found] == ["holds", "holds"] and found[0].unit == " %"

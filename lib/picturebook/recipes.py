@@ -169,7 +169,7 @@ class DecoderRecipe(AutoencoderRecipe):
 class GeneratorRecipe(Recipe):
     """Denoiser and text encoder, trained together on the latents of the finished autoencoder."""
 
-    cycles, batch_size, learning_rate, seed = (3000, 5400, 11400), 64, 1e-3, 12
+    cycles, batch_size, learning_rate, seed = (3000, 5400, 11400, 16400), 64, 1e-3, 12
     pictures = 48_000
 
     def build(self) -> nn.Module:
