@@ -60,13 +60,18 @@ def standing(records: Sequence[Mapping[str, Any]], level: float = LEVEL) -> list
     return (decided & (np.nan_to_num(holm(p_values), nan=1.0) <= 1 - level)).tolist()
 
 
+def counted(count: int, finding: str) -> str:
+    """Such as "1 holds", "3 hold", "2 undecided"."""
+    return f"{count} {'hold' if finding == 'holds' and count != 1 else finding}"
+
+
 def tally(records: Sequence[Mapping[str, Any]], level: float = LEVEL) -> str:
     """One sentence on all verdicts of a page together; empty where their p-values were not kept."""
     known = [record for record in records if record.get("p") is not None]
     if not known:
         return ""
     kept = [record["finding"] for record, stands in zip(known, standing(known, level), strict=True) if stands]
-    counts = [f"{kept.count(name)} {name}" for name in ("holds", "reversed")]
+    counts = [counted(kept.count(name), name) for name in ("holds", "reversed")]
     chance = len(known) * (1 - level)
     few = "less than one" if chance < 1 else f"about {chance:.0f}"
     alone = f"Each is decided by itself: if there were nothing to find, {few} of {len(known)} would be decided by chance."

@@ -45,7 +45,8 @@ def result_lines(figures: Path = FIGURES) -> list[str]:
             low, high = (f"{bound:.2f}" for bound in verdict["interval"])
             where = f"{verdict['task']}, {labels.short_label(verdict['dataset'])}"
             claim = re.sub(r" \([^)]*\)$", "", verdict["claim"])
-            measured = f"{verdict['value']:.2f}{verdict['unit']} [{low}, {high}]"
+            score = f"{gain[1]} " if (gain := re.match("gain in (.+)", verdict["statistic"])) else ""
+            measured = f"{score}{verdict['value']:.2f}{verdict['unit']} [{low}, {high}]"
             lines.append(f"| {title} | {command} | {where}: {claim} | {measured} | {verdict['n']} | {verdict['finding']} |")
     minutes = " and ".join(f"{times[number] / 60:.1f} min ({what})" for number, what in PLAYED)
     took = f"Playing and scoring took {minutes}, the other notebooks {drawn_seconds(times):.0f} s together."
@@ -57,7 +58,7 @@ def verdict_summary(figures: Path) -> list[str]:
     files = sorted(figures.glob("*.verdict.json"))
     verdicts = [verdict for path in files for verdict in json.loads(path.read_text(encoding="utf-8"))]
     found = Counter(verdict["finding"] for verdict in verdicts)
-    counts = ", ".join(f"{count} {finding}" for finding, count in found.most_common())
+    counts = ", ".join(multiplicity.counted(count, finding) for finding, count in found.most_common())
     against = [f"{verdict['task']}, {labels.short_label(verdict['dataset'])}: {verdict['claim']}"
                for verdict in verdicts if verdict["finding"] == "reversed"]
     together = multiplicity.tally(verdicts)

@@ -36,6 +36,7 @@ def test_standing_verdicts_and_the_sentence_by_hand() -> None:
     assert multiplicity.standing(records) == [True, True, False, False, False]
     said = multiplicity.tally(records)
     assert "less than one of 4" in said and said.endswith("remain: 1 holds, 1 reversed.")
+    assert [multiplicity.counted(n, "holds") for n in (0, 1, 2)] == ["0 hold", "1 holds", "2 hold"]
     assert "about 2 of 40" in multiplicity.tally([record("undecided", 0.5)] * 40)
     many = multiplicity.tally([record("holds", 2 / 2001)] * 60)
     assert "about 3 of 60" in many and many.endswith("too many to be judged all together by 2000 resamples.")
