@@ -95,7 +95,7 @@ def prepare(request: Request, plays: Callable[[], bool], say: Say = print) -> No
 def _tell_device(say: Say) -> None:
     """Say so where models of the size of a fetch would run on the CPU: perhaps nobody wants that."""
     from lib.hardware import pick_device  # imports torch: only where models will run
-    if pick_device().type == "cpu" and not os.environ.get("LOOP_DEVICE"):
+    if pick_device().type == "cpu" and not os.environ.get("COMPENDIUM_DEVICE"):
         hint = ", though nvidia-smi is here: check the driver and that this torch was built for CUDA"
         say("no graphics card that torch can use" + (hint if shutil.which("nvidia-smi") else "")
             + "; these models will run on the CPU, where a picture of 512 px and 50 steps takes minutes")

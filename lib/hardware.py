@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, else that of $LOOP_DEVICE, else CUDA, Apple MPS or the CPU.
+    """The device asked for, else that of $COMPENDIUM_DEVICE, else CUDA, Apple MPS or the CPU.
 
     Raises UserError for a device that torch does not know or cannot reach.
     """
-    device = device or os.environ.get("LOOP_DEVICE") or None
+    device = device or os.environ.get("COMPENDIUM_DEVICE") or None
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device is not None:
         try:
@@ -30,7 +30,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
             raise UserError(f"device {device!r} is unknown: use cuda, mps or cpu") from error
         if not present.get(chosen.type, True):
             raise UserError(f"device {device!r} cannot be reached by torch {torch.__version__}: check the "
-                            "driver and that this torch was built for it, or unset LOOP_DEVICE")
+                            "driver and that this torch was built for it, or unset COMPENDIUM_DEVICE")
         return chosen
     return torch.device(next((name for name, there in present.items() if there), "cpu"))
 

@@ -323,7 +323,7 @@ def loading(model_id: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise UserError(f"model {model_id} does not fit into the device's memory beside what is there "
                             f"({first_line(error)}): end other programs on it, set a half-precision dtype "
-                            "in the preset, or choose another device with LOOP_DEVICE") from error
+                            "in the preset, or choose another device with COMPENDIUM_DEVICE") from error
         if "tiktoken" in str(error) or "sentencepiece" in str(error).lower():  # it tries one after the other
             raise UserError(f"model {model_id} has a tokenizer that only the package sentencepiece reads: "
                             "install it with .venv/bin/python -m pip install sentencepiece") from error

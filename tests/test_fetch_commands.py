@@ -80,7 +80,7 @@ def test_a_run_on_the_cpu_is_told(monkeypatch, tmp_path):
     import torch
 
     said = []
-    monkeypatch.delenv("LOOP_DEVICE", raising=False)
+    monkeypatch.delenv("COMPENDIUM_DEVICE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -89,7 +89,7 @@ def test_a_run_on_the_cpu_is_told(monkeypatch, tmp_path):
     fetch._tell_device(said.append)
     assert len(said) == 2 and all("will run on the CPU" in line for line in said)
     assert ["check the driver" in line for line in said] == [False, True]
-    monkeypatch.setenv("LOOP_DEVICE", "cpu")  # it is wished
+    monkeypatch.setenv("COMPENDIUM_DEVICE", "cpu")  # it is wished
     fetch._tell_device(said.append)
     assert len(said) == 2
 

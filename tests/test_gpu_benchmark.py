@@ -17,7 +17,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
     sizes = [word for name, value in vars(WORK).items() for word in (f"--{name}", str(value))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOOP_DEVICE", "cpu")
+        patch.setenv("COMPENDIUM_DEVICE", "cpu")
         report = gpu.main([*sizes, "--rounds", "1", "--no-compile", "--out", str(folder / "page.md")])
     return report, (folder / "page.md").read_text(encoding="utf-8")
 

@@ -112,7 +112,7 @@ def test_a_device_that_holds_nothing_is_told_in_one_line(tmp_path, images, adapt
 def test_a_model_that_does_not_fit_says_so_and_not_that_its_files_are_wrong():
     for words in ("CUDA out of memory. Tried to allocate 2.00 GiB", "CUBLAS_STATUS_ALLOC_FAILED when calling",
                   "Invalid buffer size: 12.00 GiB"):
-        with pytest.raises(UserError, match="does not fit into the device's memory.*LOOP_DEVICE") as caught, \
+        with pytest.raises(UserError, match="does not fit into the device's memory.*COMPENDIUM_DEVICE") as caught, \
                 loading("some/model"):
             raise RuntimeError(f"{words}\nmore")
         assert "\n" not in str(caught.value) and words in str(caught.value)
