@@ -226,7 +226,7 @@ def controlled(rows: pd.DataFrame, score: str, seed: int) -> dict[str, ranking.E
     """Figure 3's rho of the image task with something else that is known of a caption taken out.
 
     The captioner's log-probability is known before anything is drawn: what is left then is what the
-    reconstruction adds to it.
+    reconstruction adds to it, and what `ranking.row_partial_spearman` cannot take out.
     """
     dataset = identity(rows)[1]
     words = grid(rows, "n_words")
@@ -287,8 +287,8 @@ def spread_reasons(rows: pd.DataFrame, vague: Callable[[str], bool], seed: int) 
     """The spread of 5.1 measured otherwise, to see what a reversed verdict comes from (image task).
 
     vague: whether all references of an item only name the family; such a right caption scores low
-    however well it is reconstructed.  The semantic score has no scale without an upper end, and no
-    wording in it; it is left out where no true scene is known.
+    however well it is reconstructed.  The semantic score has no wording in it, and an upper end, near
+    which it cannot spread; it is left out where no true scene is known.
     """
     dataset = identity(rows)[1]
     score = labels.PRIMARY["image"]

@@ -316,7 +316,7 @@ def test_a_text_that_is_too_long_to_draw_says_so():
 
 def test_a_lead_of_nothing_is_called_luck():
     made = [explorer.Candidate(k, k, similarity=s) for k, s in enumerate((0.9, 0.9003, 0.2))]
-    assert "Another one is as similar" in html.lead(made) and "0.667" in html.lead(made)
+    assert "Another one is as similar, to within 0.001" in html.lead(made) and "0.667" in html.lead(made)
     assert "leads by 0.700" in html.lead(made[1:])
     assert html.lead(made[:1]) == "" and html.lead([*made, explorer.Candidate(3, 3)]) == ""
 
@@ -380,6 +380,17 @@ def test_the_page_plays_the_mini_models_in_every_way():
         assert page.runner.errors.value == "" and "Done after" in page.runner.text.value
         assert tab.shown.value.count('<li class="cx-card') == cards and "drawing …" not in tab.shown.value
     assert "the captioner</b>" in page.beat.shown.value
+    page.beat.key, page.source.direction.value = None, "text"
+    page.beat.start.click()
+    page.runner.wait(300)
+    assert "starts from a picture" in page.runner.errors.value and page.beat.key is None, "said before playing"
+
+
+def test_a_comparison_names_the_decoding_that_is_used():
+    page = Page(dataset="picturebook-coco", n_sources=2)
+    other = page.compare.settings["B"]
+    assert "beam search, 5 beams" in other.describe("image")
+    assert "captioner mini (greedy)" in other.describe("text"), "the receiver reads without sampling"
 
 
 def test_a_preset_sets_its_parts_and_the_preset_keeps_its_own_sampling():

@@ -272,6 +272,17 @@ def test_shuffled_similarities_are_decided_as_seldom_as_chance_allows(rng: np.ra
         assert 1 <= np.count_nonzero(found) <= 24 and abs(np.sum(found)) < 16
 
 
+@pytest.mark.parametrize(("noise", "plain", "most"), [(2.0, 0.18, 0.03), (1.0, 0.44, 0.07)])
+def test_what_a_partial_rho_leaves_where_nothing_should_be_left(
+    noise: float, plain: float, most: float, rng: np.random.Generator
+) -> None:
+    """As the docstring says: about a tenth of the plain rho."""
+    control = rng.normal(size=(4000, 10))
+    x, y = (control + rng.normal(scale=noise, size=control.shape) for _ in range(2))
+    assert ranking.row_spearman(x, y).mean() == pytest.approx(plain, abs=0.03)
+    assert 0 < np.nanmean(ranking.row_partial_spearman(x, y, control)) < most
+
+
 def test_share_is_not_certain_at_zero(rng: np.random.Generator) -> None:
     none = ranking.share(np.zeros(10, dtype=bool), rng)
     low, high = none.interval()

@@ -23,7 +23,7 @@ PREVIEW = 384  # pixels: larger ones are reduced to it before they travel to the
 SHOWN = ("cider", "bleu4", "rouge_l", "meteor", "spice_spacy", "sem_f", "clipscore", "clip_score")
 TIMES_100 = frozenset(("cider", "bleu4", "rouge_l", "meteor", "spice_spacy"))
 
-NEAR = 0.001  # similarities closer than this are called equal: the page prints three decimals
+NEAR = 0.001  # similarities closer than this are called equal: the last decimal that the page prints
 
 
 def style() -> str:
@@ -152,7 +152,7 @@ def lead(candidates: Sequence[Candidate]) -> str:
     words = f"The selected candidate leads by {order[0] - order[1]:.3f}."
     if close:
         others = "another one is" if close == 1 else f"{close} others are"
-        words = f"{others} as similar, to three decimals: luck decides between them.".capitalize()
+        words = f"{others} as similar, to within {NEAR:g}: luck decides between them.".capitalize()
     return note(f"{words} Similarity of the best {number('', order[0])}, of all on average "
                 f"{number('', sum(order) / len(order))}.")
 

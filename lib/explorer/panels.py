@@ -342,12 +342,17 @@ class SettingsPanel:
         return new_game(item, source.direction.value, self.preset(), self.count.value,
                         self.seed.value, home)
 
-    def describe(self) -> str:
-        """The settings in a few words, for titles of a comparison."""
+    def describe(self, direction: str) -> str:
+        """The settings in a few words, for titles of a comparison.
+
+        direction: "image" or "text"; in the second the captioner is the receiver, which has a way to
+        decode of its own.
+        """
         preset = self.preset()
-        sender, generator = preset.captioner.sender, preset.generator
-        how = {"nucleus": f"nucleus p = {sender.p:g}", "beam": f"beam search, {sender.beams} beams",
-               "top_k": f"top-k, k = {sender.k}", "greedy": "greedy"}[sender.strategy]
+        captioner, generator = preset.captioner, preset.generator
+        words = captioner.sender if direction == "image" else captioner.receiver
+        how = {"nucleus": f"nucleus p = {words.p:g}", "beam": f"beam search, {words.beams} beams",
+               "top_k": f"top-k, k = {words.k}", "greedy": "greedy"}[words.strategy]
         return (f"captioner {self.parts['captioner'].value} ({how}), generator "
                 f"{self.parts['generator'].value} ({generator.steps} steps, guidance "
                 f"{generator.guidance:g}), ranked by {self.ranked_by.value} of "

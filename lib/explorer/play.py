@@ -301,13 +301,18 @@ def try_caption(game: Game, text: str, models: Models | None = None) -> Candidat
 
     Its index is -1: it competes with the captioner's candidates but is none of them.
     """
-    if game.direction != "image":
-        raise UserError("a caption by hand needs a picture to be compared with: choose the "
-                        "direction that starts from a picture")
+    check_contest(game)
     words, models = typed(text).references[0], models or models_for(game.preset)
     noise = noise_seeds(game)[0]
     drawn = depict(models.generator, Texts((words,)), [noise], Cost())
     return Comparison(game, models).complete(_with_picture(Candidate(-1, noise, words), drawn), drawn)
+
+
+def check_contest(game: Game) -> None:
+    """UserError where there is no picture to write a caption of."""
+    if game.direction != "image":
+        raise UserError("a caption by hand needs a picture to be compared with: choose the "
+                        "direction that starts from a picture")
 
 
 # --- going on from one game --------------------------------------------------------------------

@@ -12,6 +12,7 @@ from lib.explorer.panels import Runner, SettingsPanel, SourcePanel, button, cont
 from lib.explorer.play import (
     Candidate,
     Game,
+    check_contest,
     compare,
     drift,
     embeddings,
@@ -124,8 +125,8 @@ class BeatTab:
         self.take.on_click(lambda _: self.runner.guarded(self.copy_best))
         self.shown = widgets.HTML()
         hint = widgets.HTML(html.note(
-            "Can you beat the captioner? Write what you see: your caption is drawn from the same noise as the "
-            "captioner's and compared with its candidates. Then change one word and see what it does."))
+            "Can you beat the captioner? Write what you see: your caption is drawn from the noise of its first "
+            "candidate and compared with all of them. Then change one word and see what it does."))
         self.widget = panel(hint, self.text, widgets.HBox([self.start, self.take], layout=widgets.Layout(
             flex_flow="row wrap")), self.shown)
 
@@ -140,6 +141,7 @@ class BeatTab:
     def play(self) -> None:
         """The captioner plays once for each source and settings; then your caption is drawn."""
         game = self.settings.game(self.source)
+        check_contest(game)
         models = load(game, self.runner)
         words = lend(game, self.source)
         if self.key != game:
@@ -209,7 +211,7 @@ class CompareTab:
     def play(self) -> None:
         """The work behind the button."""
         games = {name: side.game(self.source) for name, side in self.settings.items()}
-        titles = {name: side.describe() for name, side in self.settings.items()}
+        titles = {name: side.describe(self.source.direction.value) for name, side in self.settings.items()}
         found: dict[str, dict[int, Candidate]] = {name: {} for name in games}
         total = sum(game.n_candidates for game in games.values())
         self.runner.tell("Loading the models …", 0.02)
