@@ -23,6 +23,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import hashlib
+import http.client
 import io
 import json
 import logging
@@ -83,6 +84,7 @@ class PaidCalls:
         name = hashlib.sha256(f"{self.url}\x1f{model_id}".encode()).hexdigest()[:16]
         self.folder = (CACHE if cache is None else cache) / name
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.file: Path | None = None  # of the last answer
 
     @property
     def spent(self) -> float:
@@ -99,7 +101,7 @@ class PaidCalls:
         """The answer to a JSON request; ``variant`` tells apart calls with equal requests."""
         request = {name: value for name, value in {**request, **self.changes}.items() if value != ""}
         key = hashlib.sha256(f"{variant}\x1f{canonical_json(request)}".encode()).hexdigest()
-        file = self.folder / key
+        self.file = file = self.folder / key
         if file.is_file():
             return file.read_bytes()
         secret = self._key()
@@ -149,7 +151,7 @@ class PaidCalls:
                 wait = _asked_pause(error.headers.get("Retry-After"), pause)
                 log.warning("%s is busy (%d), asking again in %.0f s", self.url, error.code, wait)
                 time.sleep(wait)
-            except OSError as error:
+            except (OSError, http.client.HTTPException) as error:
                 trouble = str(error)
                 break
         raise UserError(f"{self.url} did not answer: {trouble}; rows already written stay, run again to go on")
@@ -158,9 +160,10 @@ class PaidCalls:
 def _asked_pause(stated: str | None, usual: float) -> float:
     """Seconds to wait before a service is asked again: what it states, within reason."""
     try:
-        return min(float(stated or usual), LONGEST_PAUSE)
+        asked = float(stated or usual)
     except ValueError:  # a date
         return usual
+    return min(asked, LONGEST_PAUSE) if asked >= 0 else usual
 
 
 def refused(answer: bytes) -> bool:
@@ -203,9 +206,9 @@ class ApiModel:
         """Read one answer, or say what came instead."""
         try:
             return self.parse(answer)
-        except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
             raise UserError(f"{self.calls.url} gave an answer that {type(self).__name__} cannot "
-                            f"read: {answer[:120]!r}") from error
+                            f"read: {answer[:120]!r}; delete {self.calls.file} to ask again") from error
 
 
 class ApiCaptioner(ApiModel):
@@ -292,4 +295,4 @@ class ImagesGenerator(ApiGenerator):
             if data.get("refused") or data.get("content_filtered"):
                 return None
             raise KeyError("b64_json")
-        return Image.open(io.BytesIO(base64.b64decode(data["b64_json"])))
+        return Image.open(io.BytesIO(base64.b64decode(data["b64_json"]))).convert("RGB")

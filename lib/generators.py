@@ -57,6 +57,12 @@ _PROMPT_PARTS: dict[str, tuple[str | None, ...]] = {
     "FluxPipeline": ("prompt_embeds", "pooled_prompt_embeds", None),
 }
 
+# Arguments of a pipeline's call that options cannot set, and what does: a field of the preset, or the game.
+_GIVEN = {"num_inference_steps": "steps", "guidance_scale": "guidance", "height": "size", "width": "size",
+          **dict.fromkeys(("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2",
+                           "negative_prompt_3", "generator", "latents", "num_images_per_prompt",
+                           "output_type", "return_dict", "use_resolution_binning"))}
+
 
 class Generator:
     """A text-to-image pipeline with one verb."""
@@ -145,11 +151,16 @@ class Generator:
         tune_scheduler(pipeline.scheduler)
 
     def _check_options(self) -> None:
-        """Options are arguments of the pipeline's call; one that it does not take is an error."""
+        """Options are arguments of the pipeline's call; one that it does not take, or that would be
+        overruled without a word, is an error."""
         unknown = [name for name in self.spec.options if name not in self._accepted]
         if unknown:
             raise UserError(f"generator {self.spec.id}: options has {unknown[0]!r}, which is no argument of a "
                             f"{type(self.pipeline).__name__}: remove it from the preset")
+        given = next((name for name in self.spec.options if name in _GIVEN), None)
+        if given is not None:
+            remedy = f"set {_GIVEN[given]} in its place" if _GIVEN[given] else "the game sets it, remove it"
+            raise UserError(f"generator {self.spec.id}: options cannot have {given!r}: {remedy}")
 
     # --- the verb -------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from lib.errors import UserError
 from lib.presets import REPO_ROOT, Preset
 from lib.weights import (
     APPROXIMATE_GB,
+    INDEX,
     LOCK_FILE,
     TRANSFORMERS_FILES,
     demand_safety_checker,
@@ -33,7 +34,6 @@ from lib.weights import (
 )
 
 BLIP_FOLDER = "data/models/hub/blip-large-coco"
-INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,10 @@ from typing import Any, Literal
 from lib.errors import UserError
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
-_SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password)$", re.IGNORECASE)
-_SECRET_ADDRESS = re.compile(r"://[^/@\s\"]*:[^/@\s\"]+@")  # a password within an address
+_SECRET_NAME = re.compile(r"(^|[_-]|api)(key|token|secret|password|authorization)$", re.IGNORECASE)
+# A password within an address, or a key behind it.
+_SECRET_ADDRESS = re.compile(r"://[^/@\s\"]*:[^/@\s\"]+@|[?&]([^=&\"]*[_-]|api)?(key|token|secret|password)=",
+                             re.IGNORECASE)
 _NO_OPTIONS: Mapping[str, Any] = types.MappingProxyType({})
 
 
@@ -355,11 +357,17 @@ def _check_plain(value: Any, place: str) -> None:
         text = json.dumps(value, allow_nan=False)
     except (ValueError, TypeError) as error:
         raise UserError(f"{place}: {error}: values must be plain and finite, no date and no inf") from error
-    named = isinstance(value, Mapping) and any(
-        _SECRET_NAME.search(key) and isinstance(value[key], str) for key in value)
-    if named or _SECRET_ADDRESS.search(text):
+    if _names_secret(value) or _SECRET_ADDRESS.search(text):
         raise UserError(f"{place} holds a key or a password, and would be published with the run: take it "
                         "out, put it into an environment variable and name that in key_env")
+
+
+def _names_secret(value: Any) -> bool:
+    """Whether a table, or one within it, has a text under a name that keys and passwords have."""
+    if not isinstance(value, Mapping):
+        return isinstance(value, list) and any(map(_names_secret, value))
+    return any((_SECRET_NAME.search(name) and isinstance(inner, str) and inner) or _names_secret(inner)
+               for name, inner in value.items())
 
 
 def preset_to_dict(preset: Any) -> dict[str, Any]:

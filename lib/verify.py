@@ -106,7 +106,7 @@ def differences(kept: pd.DataFrame, kept_picture: Picture, again: pd.DataFrame,
     tops = _top_flips(both)
     checks = [
         Check("rows absent or with another seed", lost, 0, "a seed comes from names alone"),
-        _flips("captions that differ", int(np.sum(~same)), len(both), _NEAR_TIE),
+        _flips("captions that differ", int(np.sum(~same)), len(both), _NEAR_TIE, most=len(both) - 1),
         _flips("sources with another best candidate", sum(tops), len(tops), _TIED),
     ]
     numbers = ("logprob", "similarity", "similarity_euclidean", "similarity_judge") if same.any() else ()
@@ -122,9 +122,9 @@ def differences(kept: pd.DataFrame, kept_picture: Picture, again: pd.DataFrame,
     return checks
 
 
-def _flips(name: str, count: int, total: int, reason: str) -> Check:
-    """A number of flips, of which a small share is allowed."""
-    return Check(f"{name}, of {total}", count, max(1.0, FLIPS_ALLOWED * total), reason)
+def _flips(name: str, count: int, total: int, reason: str, most: float = np.inf) -> Check:
+    """A number of flips, of which a small share is allowed, and no more than ``most``."""
+    return Check(f"{name}, of {total}", count, min(max(1.0, FLIPS_ALLOWED * total), most), reason)
 
 
 def _largest(both: pd.DataFrame, name: str) -> float:

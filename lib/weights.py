@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 LOCK_FILE = REPO_ROOT / "data" / "models" / "hub.lock.json"
 CONVERTED = REPO_ROOT / "data" / "models" / "hub"
+INDEX = "model_index.json"  # of a pipeline: its parts and their classes
 HINT = "--preset mini needs no download"
 
 # Download sizes in GB: published parameter counts times four bytes, or two for the half-precision
@@ -53,7 +54,7 @@ TRANSFORMERS_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model.safetensor
 def pipeline_files(variant: str | None = None) -> tuple[str, ...]:
     """The files of a diffusers repository that its pipeline needs, in one variant of weights."""
     ending = "" if variant is None else f".{variant}"
-    return ("model_index.json", "*/*.json", "*/*.txt", "*/*.model",
+    return (INDEX, "*/*.json", "*/*.txt", "*/*.model",
             *(f"*/{stem}{part}{ending}{rest}.safetensors"
               for stem in ("model", "diffusion_pytorch_model")
               for part, rest in (("", ""), ("", _SHARD), (_SHARD, ""))))
@@ -180,7 +181,7 @@ def _convert(request: dict[str, Any], target: Path) -> Path:
 
     model_id, pickled = request["repo_id"], "pytorch_model.bin"
     folder = Path(snapshot_download(**(request | {"allow_patterns": [*SMALL_FILES, pickled]})))
-    if (folder / "model_index.json").is_file():
+    if (folder / INDEX).is_file():
         raise UserError(f"model {model_id} lacks *.safetensors of some of its parts: set variant in the "
                         'preset if it has them under another ending (such as variant = "fp16"), or '
                         "choose another model")
@@ -210,21 +211,27 @@ def is_complete(folder: Path, patterns: Sequence[str] = ("*.safetensors",),
         if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             weights.setdefault(file.parent, set()).add(file.name)
     whole = {part for part, names in weights.items() if _all_shards(names)}
-    index = folder / "model_index.json"
-    if not index.is_file():
+    if not (folder / INDEX).is_file():
         return bool(weights) and whole == set(weights)
-    named = json.loads(index.read_text(encoding="utf-8"))
-    parts = [folder / name for name, value in named.items()
-             if isinstance(value, list) and value[0] is not None and asked(name)]
+    parts = [folder / name for name in _parts(folder) if asked(name)]
     return bool(whole) and all(part in whole if (part / "config.json").is_file() else part.is_dir()
                                for part in parts)
 
 
 def demand_safety_checker(folder: Path, model_id: str) -> None:
     """UserError unless a pipeline's index names a safety checker."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    if (index.get("safety_checker") or [None])[0] is None:
+    if "safety_checker" not in _parts(folder):
         raise UserError(f"generator {model_id} has no safety checker: set safety_checker = false in the preset")
+
+
+def _parts(folder: Path) -> list[str]:
+    """The parts that a pipeline's index names; UserError if it is damaged."""
+    index = folder / INDEX
+    try:
+        named = json.loads(index.read_text(encoding="utf-8")).items()
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{index} is damaged ({first_line(error)}): delete its folder and fetch again") from error
+    return [name for name, value in named if isinstance(value, list) and any(value)]
 
 
 def _all_shards(names: Set[str]) -> bool:

@@ -140,7 +140,7 @@ def test_a_busy_service_is_asked_again_and_paid_once(service, caplog):
     assert model.caption([image], [[1]])[0][0].text == "a cat 3"
     assert len(Service.seen) == 3 and model.calls.spent == pytest.approx(0.25)
     assert caplog.text.count("is busy") == 2
-    Service.trouble = [(429, "slow down", {})] * 3
+    Service.trouble = [(429, "slow down", {"Retry-After": "-1"})] * 3
     with pytest.raises(UserError, match=r"did not answer: HTTP Error 429.*slow down; rows already"):
         model.caption([image], [[2]])
     assert len(Service.seen) == 6
@@ -150,6 +150,26 @@ def test_a_busy_service_is_asked_again_and_paid_once(service, caplog):
             model.caption([image], [[3]])
         assert not Service.trouble and "secret" not in str(caught.value) and "\n" not in str(caught.value)
     assert len(Service.seen) == 8
+
+
+def test_an_answer_that_cannot_be_read_is_one_line_with_the_file_to_delete(service):
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+    cut = base64.b64encode(buffer.getvalue()[:2000]).decode()
+    painter = load_generator(GeneratorSpec("remote", adapter="lib.api_models:ImagesGenerator",
+                                           options=options(service + "/images")))
+    model = captioner(service + "/chat")
+    for calls, ask, words in (
+            (model.calls, lambda: model.caption([Image.new("RGB", (8, 8))], [[1]]),
+             '{"choices": [{"message": {"content": null}}]}'),
+            (painter.calls, lambda: painter.generate(["a cat"], [1]), json.dumps({"data": [{"b64_json": cut}]})),
+            (painter.calls, lambda: painter.generate(["a cow"], [1]), '{"data": ["x"]}')):
+        Service.trouble = [(200, words, {})]
+        for _ in range(2):  # the second time from the cache
+            with pytest.raises(UserError, match="cannot read: b'.*; delete .* to ask again"):
+                ask()
+        calls.file.unlink()
+        ask()
 
 
 def test_the_key_follows_no_redirect(service):

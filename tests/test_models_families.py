@@ -140,6 +140,9 @@ def test_options_are_arguments_of_the_pipeline(tmp_path):
     wrong = dataclasses.replace(spec, options={"max_tokens": 5})
     with pytest.raises(UserError, match="options has 'max_tokens', which is no argument of a FluxPipeline"):
         load_generator(wrong, "cpu")
+    for name, remedy in (("num_inference_steps", "set steps in its place"), ("prompt", "the game sets it")):
+        with pytest.raises(UserError, match=f"options cannot have '{name}': {remedy}"):
+            load_generator(dataclasses.replace(spec, options={name: 5}), "cpu")
 
 
 def _counter(counts, i):

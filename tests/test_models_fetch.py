@@ -142,6 +142,10 @@ def test_a_cut_off_fetch_is_noticed(hub, tmp_path):
     assert weights.is_complete(folder, skipped=("vae/*",))
     shutil.rmtree(folder / "vae")  # as a cache looks where only the other parts were ever fetched
     assert not weights.is_complete(folder)
+    for content in ("[]", "{"):
+        (folder / "model_index.json").write_text(content)
+        with pytest.raises(UserError, match=r"model_index.json is damaged .*delete its folder and fetch again"):
+            weights.model_folder("somebody/tiny-sd", None, weights.pipeline_files())
     clip = build_clip(tmp_path / "clip")
     (clip / "model.safetensors").rename(clip / "model-00001-of-00002.safetensors")
     assert not weights.is_complete(clip, weights.TRANSFORMERS_FILES)

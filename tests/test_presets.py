@@ -62,6 +62,9 @@ def test_toml_preset_overrides_nested_fields(tmp_path):
     ('base = "mini"\n[captioner.options]\nsince = [1979-05-27]', "no date"),
     ('base = "mini"\n[captioner.options]\napi_key = "HUSH"', "holds a key"),
     ('base = "mini"\n[captioner.options]\nurl = "https://me:HUSH@host/v1"', "holds a key"),
+    ('base = "mini"\n[captioner.options]\nrequest = { x-api-key = "HUSH" }', "holds a key"),
+    ('base = "mini"\n[captioner.options]\nrequest = { more = [{ Authorization = "HUSH" }] }', "holds a key"),
+    ('base = "mini"\n[captioner.options]\nurl = "https://host/v1?v=1&key=HUSH"', "holds a key"),
     ('base = "mini"\nx = ' + "[" * 3000, "TOML"),
     ('base = "mini"\nn_sources = ' + "9" * 5000, "TOML"),
 ])

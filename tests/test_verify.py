@@ -105,6 +105,9 @@ def test_flips_are_counted_and_one_is_allowed(played, rows, top, named):
     assert str(checks[1]).split(" (")[0].endswith(f"captions that differ, of {N * K}: {rows}")
     assert str(checks[2]).split(" (")[0].endswith(f"sources with another best candidate, of {N}: {int(top)}")
     assert checks[2].found == int(top) and checks[-1].found == 0
+    only = run.rows().head(1)  # the one flip that is allowed must leave something to compare
+    assert failing(verify.differences(only.assign(message="another"), run.image, only, run.image)) \
+        == ["captions that differ"]
 
 
 def test_pictures_of_text_reconstruction_are_compared_whatever_is_read_in_them(folder, tmp_path):
