@@ -19,6 +19,7 @@ LEVEL = 0.95
 # Sources that an interval needs. If nothing were there, five sources would all lie on one side of zero
 # once in 16 tries, six once in 32: only from six on can 5 % be kept at all.
 LEAST = 6
+LEAST_BESIDE = 3  # on each side of a difference: of one source all resamples are equal, of two nearly so
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,7 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     )
 
 
-def bootstrap_mean(
-    values: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES
-) -> Estimate:
+def bootstrap_mean(values: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> Estimate:
     """Mean of (S,) values over sources; NaN values are left out and counted."""
     values = np.asarray(values, dtype=np.float64)
     used = values[np.isfinite(values)]
@@ -179,15 +178,19 @@ def share(flags: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLE
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
-    """a - b for two estimates on disjoint samples, resampled independently of each other."""
-    return Estimate(a.value - b.value, a.samples - b.samples, a.n + b.n, a.left_out + b.left_out)
+    """a - b for two estimates on disjoint samples, resampled independently of each other.
+
+    No interval where one side has fewer than three sources.  With three beside twenty it still misses
+    the truth in a fifth of the cases, with six in a tenth.
+    """
+    samples = a.samples - b.samples
+    if min(a.n, b.n) < LEAST_BESIDE:
+        samples = np.full_like(samples, np.nan)
+    return Estimate(a.value - b.value, samples, a.n + b.n, a.left_out + b.left_out)
 
 
 def paired_gain(
-    baseline: np.ndarray,
-    selected: np.ndarray,
-    rng: np.random.Generator,
-    resamples: int = RESAMPLES,
+    baseline: np.ndarray, selected: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES
 ) -> Estimate:
     """Gain in percent, 100 * (mean selected / mean baseline - 1), Table 1's last row.
 
@@ -204,10 +207,7 @@ def paired_gain(
 
 
 def length_adjusted_gain(
-    scores: np.ndarray,
-    lengths: np.ndarray,
-    chosen: np.ndarray,
-    rng: np.random.Generator,
+    scores: np.ndarray, lengths: np.ndarray, chosen: np.ndarray, rng: np.random.Generator,
     resamples: int = RESAMPLES,
 ) -> Estimate:
     """Gain in percent of the chosen candidate over the source's mean, length partialled out.
