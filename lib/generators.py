@@ -148,6 +148,8 @@ class Generator:
             for part in parts:
                 if part is not None:
                     part.compile(dynamic=False)
+        if self.dtype == torch.float16 and hasattr(getattr(pipeline, "vae", None), "decode"):
+            decode_overflows_exactly(pipeline.vae)
         tune_scheduler(pipeline.scheduler)
 
     def _check_options(self) -> None:
@@ -299,6 +301,29 @@ def _can_compile(device: torch.device) -> bool:
                     type(error).__name__, " ".join(str(error).split()))
         return False
     return True
+
+
+def decode_overflows_exactly(vae: Any) -> None:
+    """Let an autoencoder decode a batch in float32 where it overflows in its own type, in place.
+
+    Decoders of latents have activations near float16's end (65,504): one picture in many thousands
+    would else end a run.
+    """
+    decode = vae.decode
+
+    @functools.wraps(decode)
+    def decode_again(latents: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        outcome, kind = decode(latents, *arguments, **options), vae.dtype
+        if kind == torch.float32 or torch.isfinite(outcome[0]).all():
+            return outcome
+        log.warning("the image decoder overflowed in %s: this batch is decoded in float32", kind)
+        try:
+            vae.to(torch.float32)
+            return decode(latents.float(), *arguments, **options)
+        finally:
+            vae.to(kind)
+
+    vae.decode = decode_again
 
 
 def tune_scheduler(scheduler: Any) -> None:

@@ -192,6 +192,20 @@ def test_non_finite_pixels_are_an_error(folders):
         generator.generate(["a cat"], [0])
 
 
+def test_a_decoder_that_overflows_in_float16_decodes_in_float32(folders, caplog):
+    spec = GeneratorSpec(str(folders["sd"]), steps=1, guidance=0.0, size=32, output_size=32)
+    made = {}
+    for dtype in ("float32", "float16"):
+        generator = load_generator(dataclasses.replace(spec, dtype=dtype), "cpu")
+        vae, texts = generator.pipeline.vae, (["a cat", "an owl"], [1, 2])
+        vae.decoder.conv_in.weight.data *= 40_000  # what follows normalises it
+        vae.decoder.conv_in.bias.data.zero_()
+        made[dtype] = generator.generate(*texts).pixels.astype(int)
+        assert vae.dtype == generator.dtype == getattr(torch, dtype)
+    assert caplog.text.count("overflowed in torch.float16: this batch is decoded in float32") == 1
+    assert np.abs(made["float16"] - made["float32"]).max() <= 2 < made["float32"].std()
+
+
 SAMPLERS = ["PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"]
 
 
