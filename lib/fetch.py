@@ -63,7 +63,7 @@ def fetch_ahead(request: Request, say: Say = print) -> None:
             say(f"not fetched: {part.name}: {error}")
     _report_unavailable(request, say)
     if remote:
-        _lock_models(request.preset)
+        _lock_models(request.preset, again=True)
 
 
 def prepare(request: Request, plays: Callable[[], bool], say: Say = print) -> None:
@@ -121,10 +121,10 @@ def _missing_models(preset: Preset) -> list[Part]:
     return missing_models(preset)
 
 
-def _lock_models(preset: Preset) -> None:
+def _lock_models(preset: Preset, again: bool = False) -> None:
     """Lock the commits of models that were here already: a run is known by its models' commits."""
     from lib.model_fetch import lock_models
-    lock_models(preset)
+    lock_models(preset, again)
 
 
 def _report_unavailable(request: Request, say: Say) -> None:

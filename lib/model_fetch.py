@@ -88,11 +88,15 @@ def missing_models(preset: Preset) -> list[Part]:
     return parts
 
 
-def lock_models(preset: Preset) -> None:
+def lock_models(preset: Preset, again: bool = False) -> None:
     """Lock the commits of the preset's models that are on this machine already, and bring their small
-    files, which the cache may lack where another program has filled it."""
+    files, which the cache may lack where another program has filled it.
+
+    again: look for small files of locked models too; they may have been locked without a network.
+    """
     for wanted in wanted_models(preset):
-        if not is_local(wanted.id) and locked_revision(wanted.id) is None and _is_there(wanted):
+        new = again or locked_revision(wanted.id) is None
+        if not is_local(wanted.id) and new and _is_there(wanted):
             folder = model_folder(wanted.id, wanted.revision, wanted.patterns, wanted.skipped, fetch=False)
             top_up(wanted.id, folder, wanted.patterns, wanted.skipped)
             _lock_revision(wanted, folder)

@@ -428,7 +428,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             summarise(outcome, write_report(outcome))
             compare(flags)
     except (UserError, OSError) as error:
-        told = error if isinstance(error, UserError) else writing_failed(Path(error.filename or "figures"), error)
+        told = error if isinstance(error, UserError) else writing_failed(Path(str(error.filename or "figures")), error)
         if not isinstance(told, UserError):
             raise
         print(f"error: {told}", file=sys.stderr)
