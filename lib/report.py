@@ -127,6 +127,15 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({error}): run its notebook again") from error
 
 
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+        table["dataset"]  # the least that any of them has
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a table ({error}): run its notebook again") from error
+    return table
+
+
 def _data_uri(folder: Path, name: str) -> str:
     """The figure as a data URI: the vector file unless it is large."""
     path = folder / f"{name}.svg"
@@ -215,7 +224,7 @@ def _tables(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
         path = folder / f"{name}.csv"
         if not path.is_file():
             continue
-        for (dataset, domain), block in pd.read_csv(path).groupby(["dataset", "domain"], sort=False):
+        for (dataset, domain), block in _read_table(path).groupby(["dataset", "domain"], sort=False):
             layout = paper_layout(block, context=domain == "all")
             task = labels.TASKS[block["task"].iloc[0]]
             place = f"{labels.dataset_label(dataset)}, {labels.DOMAINS.get(domain, domain)}"
@@ -235,7 +244,7 @@ def _rivals(folder: Path, name: str) -> list[str]:
     from lib.tables import rival_sentences
 
     path = folder / f"{name}_rivals.csv"
-    return rival_sentences(pd.read_csv(path)) if path.is_file() else []
+    return rival_sentences(_read_table(path)) if path.is_file() else []
 
 
 def _sections(folder: Path) -> list[dict[str, Any]]:

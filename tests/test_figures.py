@@ -295,6 +295,10 @@ def test_the_report_says_whether_one_needs_the_game(origin, tmp_path) -> None:
         "picturebook-coco,greedy,sem_f,-6,-8,-4\n", encoding="utf-8")
     text = report.build_report("mini").read_text(encoding="utf-8")
     assert "need the game" in text and "yet its captions say less that is true" in text
+    for damaged in ("", "garbage\n1\n"):
+        (folder / "table1_rivals.csv").write_text(damaged, encoding="utf-8")
+        with pytest.raises(UserError, match=r"table1_rivals.csv cannot be read as a table .*: run its notebook"):
+            report.build_report("mini")
 
 
 def test_report_without_figures_or_with_a_damaged_file(origin, tmp_path) -> None:
