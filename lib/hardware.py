@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,13 +23,14 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     Raises UserError for a device that torch does not know or cannot reach.
     """
     device = device or os.environ.get("COMPENDIUM_DEVICE") or None
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    present = {"cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+               "mps": int(torch.backends.mps.is_available())}
     if device is not None:
         try:
             chosen = torch.device(device)
         except RuntimeError as error:
             raise UserError(f"device {device!r} is unknown: use cuda, mps or cpu") from error
-        if not present.get(chosen.type, True):
+        if (chosen.index or 0) >= present.get(chosen.type, math.inf):
             raise UserError(f"device {device!r} cannot be reached by torch {torch.__version__}: check the "
                             "driver and that this torch was built for it, or unset COMPENDIUM_DEVICE")
         return chosen

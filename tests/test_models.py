@@ -328,6 +328,11 @@ def test_device_and_dtype(monkeypatch):
     absent = "mps" if torch.cuda.is_available() else "cuda"  # no machine has both
     with pytest.raises(UserError, match=f"{absent}.* cannot be reached by torch"):
         pick_device(absent)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1") and pick_device().type == "cuda"
+    with pytest.raises(UserError, match="'cuda:2' cannot be reached"):
+        pick_device("cuda:2")
 
 
 def test_local_or_hub():
