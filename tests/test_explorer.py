@@ -333,8 +333,16 @@ def test_the_walk_prints_what_the_game_has_used(item, direction):
     for candidate in found:
         assert candidate.text in steps and str(candidate.seed) in steps
         assert f"{candidate.similarity:.4f}".replace("-", "−") in steps
+    assert ("samples 3 captions" in steps) == (direction == "image")
+    assert ("here without sampling" in steps) == (direction == "text")
     shown = walk.flow(game, best)
     assert best.text in shown and shown.count("cx-model") == 3 and shown.count("<img") >= 1
+
+
+def test_the_walk_does_not_call_a_search_sampling(item):
+    game = explorer.new_game(item, "image", explorer.tune(MINI, "beam"), 3)
+    said = walk.sent(game, finish(game))
+    assert "samples" not in said and "finds one caption y by greedy decoding or beam search" in said
 
 
 def test_unfinished_and_withheld_candidates_say_so():

@@ -266,12 +266,13 @@ def drift_curve(found: Sequence[Leg]) -> str:
 
 
 def source_table(found: pd.DataFrame, score: str, limit: int = 12) -> str:
-    """The first sources in the order asked for, with their selected candidates."""
-    head = ("source", "domain", "selected caption", "similarity", "judge", labels.metric_label(score),
+    """The first sources in the order asked for, each with its best candidate within the view."""
+    head = ("source", "domain", "caption", "similarity", "judge", labels.metric_label(score),
             "disagreement")
     lines = [_table_line(line, score) for line in found.head(limit).itertuples()]
     rest = f"{len(found)} sources" + (f", the first {limit} are listed" if len(found) > limit else "")
-    rest += ". Disagreement: percentile of the similarity minus percentile of the score."
+    rest += (", each with its best candidate within the filters. Disagreement: percentile of the similarity "
+             "minus percentile of the score.")
     return f'<div class="cx cx-scroll">{table(head, lines, 4)}</div>' + note(rest)
 
 

@@ -32,8 +32,8 @@ class Words:
 WORDS = {
     "image": Words(
         "captioner", "generator",
-        "The captioner samples {k} captions y from p(y | x), the source being x. log p is the "
-        "log-probability that it gives to the whole caption; the seed makes the draw repeatable.",
+        "The captioner {decodes}. The source is x; log p is the log-probability that it gives to the "
+        "whole caption.",
         "The generator has not seen the source. It starts from noise and removes it in {steps} steps, "
         "guided by the caption (guidance {guidance:g}). {noise}",
         "The best caption is selected"),
@@ -41,8 +41,7 @@ WORDS = {
         "generator", "captioner",
         "The generator draws {k} pictures x of the text y: each starts from its own noise and is "
         "denoised in {steps} steps with guidance {guidance:g}.",
-        "The captioner has not seen the text. It reads each picture, here without sampling: one caption "
-        "y′ a picture.",
+        "The captioner has not seen the text. It reads each picture{decodes}: one caption y′ a picture.",
         "The best picture is selected"),
 }
 
@@ -72,8 +71,11 @@ def _station(name: str, shown: str) -> str:
 
 def sent(game: Game, candidates: Sequence[Candidate]) -> str:
     """Step 1: the messages."""
+    k, sender = game.n_candidates, game.preset.captioner.sender
+    decodes = (f"samples {k} caption{'s' * (k > 1)} y from p(y | x), each repeatable by its seed"
+               if not sender.deterministic else "finds one caption y by greedy decoding or beam search")
     how = WORDS[game.direction].send.format(
-        k=game.n_candidates, steps=game.preset.generator.steps, guidance=game.preset.generator.guidance)
+        k=k, steps=game.preset.generator.steps, guidance=game.preset.generator.guidance, decodes=decodes)
     if game.direction == "image":
         lines = [(c.index, c.text, f"{c.logprob:.2f}".replace("-", "−"), len(c.text.split()), c.seed)
                  for c in candidates]
@@ -89,7 +91,8 @@ def received(game: Game, candidates: Sequence[Candidate]) -> str:
     shared = (f"All share one noise (seed {seeds[0]}), so equal captions give equal pictures."
               if len(seeds) == 1 else "Each has noise of its own.")
     how = WORDS[game.direction].receive.format(
-        steps=game.preset.generator.steps, guidance=game.preset.generator.guidance, noise=shared)
+        steps=game.preset.generator.steps, guidance=game.preset.generator.guidance, noise=shared,
+        decodes=", here without sampling" * game.preset.captioner.receiver.deterministic)
     entries = "".join(
         f'<li class="cx-card">{html.picture(c.picture, f"drawn: {c.text}")}<p class="cx-words">'
         f"{c.index} · {escape(c.text or '')}</p></li>" for c in candidates if c.complete)
