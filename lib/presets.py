@@ -299,7 +299,17 @@ def _preset_from_toml(path: Path, above: tuple[Path, ...] = ()) -> Preset:
     else:
         base = get_preset(base_name)
     data.setdefault("name", path.stem)
-    return _override(base, data, str(path))
+    preset = _override(base, data, str(path))
+    return preset if "assumed" in data else dataclasses.replace(preset, assumed=_still_assumed(base, preset))
+
+
+def _still_assumed(base: Preset, preset: Preset) -> tuple[str, ...]:
+    """What ``base`` assumes, less what it says of a model that ``preset`` plays in another way."""
+    before, after = (json.loads(_rows_depend_on(one)) for one in (base, preset))
+    parts = {"receiver in text reconstruction": "captioner"}
+    subjects = [(line, line.partition(":")[0]) for line in base.assumed]
+    return tuple(line for line, subject in subjects
+                 if before.get(parts.get(subject, subject)) == after.get(parts.get(subject, subject)))
 
 
 def _override(spec: Any, changes: Mapping[str, Any], where: str) -> Any:
@@ -390,7 +400,12 @@ def canonical_json(data: Any) -> str:
 
 
 def preset_hash(preset: Preset) -> str:
-    """SHA-256 (hex) of everything in a preset that can change a row.
+    """SHA-256 (hex) of everything in a preset that can change a row."""
+    return hashlib.sha256(_rows_depend_on(preset).encode("utf-8")).hexdigest()
+
+
+def _rows_depend_on(preset: Preset) -> str:
+    """Everything in a preset that can change a row, as canonical JSON.
 
     Left out: batch sizes and compilation (rows must not depend on them), what a remote model may
     cost, the dataset, counts and seed (a run names those itself), and words for humans.
@@ -404,4 +419,4 @@ def preset_hash(preset: Preset) -> str:
             data[part].pop("compile", None)
             for money in ("price", "cap"):
                 data[part]["options"].pop(money, None)
-    return hashlib.sha256(canonical_json(data).encode("utf-8")).hexdigest()
+    return canonical_json(data)

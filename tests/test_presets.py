@@ -30,6 +30,16 @@ def test_paper_states_what_is_assumed_and_official_differs():
     assert preset_hash(paper) != preset_hash(official)
 
 
+def test_what_a_file_changes_is_no_longer_said_to_be_assumed(tmp_path):
+    paper, path = get_preset("paper"), tmp_path / "own.toml"
+    for text, gone in (("[generator]\nbatch_size = 1", ()), ("[generator]\nsteps = 4", ("generator",)),
+                       ('[captioner.receiver]\nstrategy = "beam"', ("captioner", "receiver")),
+                       ('[judge]\nid = "another"', ("judge",)), ('assumed = ["all"]', paper.assumed)):
+        path.write_text(f'base = "paper"\n{text}\n', encoding="utf-8")
+        kept = [line for line in paper.assumed if not line.startswith(tuple(gone))]
+        assert list(get_preset(path).assumed) == (kept or ["all"])
+
+
 def test_toml_preset_overrides_nested_fields(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text('base = "mini"\nn_sources = 7\ndatasets = ["folder:photos"]\njudge = false\n'
