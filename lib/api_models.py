@@ -207,6 +207,9 @@ class ApiModel:
         try:
             return self.parse(answer)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
+            if refused(answer):
+                raise UserError(f"{self.calls.url} forbids a picture or a text by its rules ({answer[:120]!r}): "
+                                "leave it out of the dataset, or choose another model") from error
             raise UserError(f"{self.calls.url} gave an answer that {type(self).__name__} cannot "
                             f"read: {answer[:120]!r}; delete {self.calls.file} to ask again") from error
 

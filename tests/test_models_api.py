@@ -121,6 +121,9 @@ def test_a_forbidden_text_is_flagged_and_the_run_goes_on(service):
         made = load_generator(spec).generate(["a forbidden cat", "a cat"], [1, 2])
         assert made.flagged.tolist() == [True, False] and made.pixels[0].max() == 0
     assert len(Service.seen) == 2
+    Service.trouble = [(400, json.dumps({"error": {"code": "content_filter"}}), {})]
+    with pytest.raises(UserError, match="forbids a picture or a text by its rules .*leave it out of the dataset"):
+        captioner(service + "/chat").caption([Image.new("RGB", (8, 8))], [[1]])
 
 
 def test_fields_of_the_request_can_be_changed_by_the_preset(service):
