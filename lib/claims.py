@@ -53,8 +53,9 @@ class Verdict:
         return "holds" if low > 0 else "reversed" if high < 0 else "undecided"
 
     def sentence(self) -> str:
-        """The verdict in words, with the interval."""
+        """The verdict in words, with the interval where there is one."""
         low, high = self.estimate.interval()
+        between = "" if math.isnan(low) else f", 95 % interval {low:.3g} to {high:.3g}{self.unit}"
         left_out = f", {self.estimate.left_out} left out" if self.estimate.left_out else ""
         edge = f"{self.margin:g}{self.unit}" if self.direction == 0 else "zero"
         outcome = {
@@ -65,9 +66,8 @@ class Verdict:
         }[self.finding]
         return (
             f"{labels.TASKS[self.task]}, {labels.dataset_label(self.dataset)}: the claim that "
-            f"{self.claim} {outcome}; {self.statistic} = {self.estimate.value:.3g}{self.unit}, "
-            f"95 % interval {low:.3g} to {high:.3g}{self.unit} "
-            f"(n = {self.estimate.n}{left_out})."
+            f"{self.claim} {outcome}; {self.statistic} = {self.estimate.value:.3g}{self.unit}"
+            f"{between} (n = {self.estimate.n}{left_out})."
         )
 
     def record(self) -> dict:

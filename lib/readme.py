@@ -42,7 +42,7 @@ def result_lines(figures: Path = FIGURES) -> list[str]:
         for verdict in json.loads((figures / f"{name}.verdict.json").read_text(encoding="utf-8")):
             if not verdict["claim"].startswith(start) or verdict["value"] is None:
                 continue
-            low, high = (f"{bound:.2f}" for bound in verdict["interval"])
+            low, high = ("–" if bound is None else f"{bound:.2f}" for bound in verdict["interval"])
             where = f"{verdict['task']}, {labels.short_label(verdict['dataset'])}"
             claim = re.sub(r" \([^)]*\)$", "", verdict["claim"])
             score = f"{gain[1]} " if (gain := re.match("gain in (.+)", verdict["statistic"])) else ""

@@ -47,6 +47,7 @@ def test_verdict_record_is_json_and_tells_plainly(tmp_path) -> None:
     assert first["holds"] is False and first["interval"][1] < 0
     assert "does not hold for this run" in first["sentence"]
     assert second["value"] is None and "cannot be judged" in second["sentence"]
+    assert "95 % interval" in first["sentence"] and "interval" not in second["sentence"]
 
 
 @pytest.mark.parametrize(
