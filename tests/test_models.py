@@ -17,7 +17,6 @@ from PIL import Image
 
 from lib.errors import UserError
 from lib.generators import keep_latents_exact, tune_scheduler
-from lib.hardware import Batches, pick_device, pick_dtype
 from lib.models import describe, load_captioner, load_encoder, load_generator
 from lib.presets import CaptionerSpec, Decoding, EncoderSpec, GeneratorSpec
 from lib.weights import is_local
@@ -292,48 +291,7 @@ def test_embeddings(folders, images, projected, width):
     assert encoder.embed_texts([]).shape[0] == 0
 
 
-# --- hardware, weights, errors --------------------------------------------------------------------
-
-def test_out_of_memory_halves_and_goes_on(caplog):
-    tried = []
-
-    def work(rows):
-        tried.append(rows.stop - rows.start)
-        if rows.stop - rows.start > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return list(range(rows.start, rows.stop))
-
-    batches = Batches(8, "captioner x")
-    with caplog.at_level(logging.WARNING):
-        assert [row for part in batches.run(10, work) for row in part] == list(range(10))
-    assert tried[:3] == [8, 4, 2] and batches.size == 2 and "going on with 4" in caplog.text
-    with pytest.raises(UserError, match="one row"):
-        Batches(1, "x").run(1, lambda rows: (_ for _ in ()).throw(MemoryError("out of memory")))
-    with pytest.raises(RuntimeError, match="shapes"):
-        Batches(2, "x").run(1, lambda rows: (_ for _ in ()).throw(RuntimeError("shapes")))
-
-
-def test_device_and_dtype(monkeypatch):
-    assert pick_device("cpu").type == "cpu"
-    assert pick_dtype("auto", torch.device("cpu"), True) is torch.float32
-    assert pick_dtype("auto", torch.device("mps"), True) is torch.float16
-    assert pick_dtype("bfloat16", torch.device("cpu"), False) is torch.bfloat16
-    for native in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, n=native: n)
-        card, better = torch.device("cuda"), torch.bfloat16 if native else torch.float16
-        assert pick_dtype("auto", card, True) is better and pick_dtype("auto", card, False) is torch.float32
-        assert pick_dtype("auto", card, True, may_overflow=False) is torch.float16
-    with pytest.raises(UserError, match="abacus"):
-        pick_device("abacus")
-    absent = "mps" if torch.cuda.is_available() else "cuda"  # no machine has both
-    with pytest.raises(UserError, match=f"{absent}.* cannot be reached by torch"):
-        pick_device(absent)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device("cuda:1") == torch.device("cuda:1") and pick_device().type == "cuda"
-    with pytest.raises(UserError, match="'cuda:2' cannot be reached"):
-        pick_device("cuda:2")
-
+# --- weights, errors --------------------------------------------------------------------
 
 def test_local_or_hub():
     assert is_local("data/models/mini/captioner") and is_local("/x/y") and is_local("./x")
