@@ -1,0 +1,135 @@
+"""Three kinds of models behind three functions: ``load_captioner``, ``load_generator``, ``load_encoder``.
+
+An adapter is a name below, or ``"module:Class"`` of your own, called with (settings, device), so that a
+preset alone can plug in any model:
+
+- a captioner has ``caption(images, seeds, decoding)``: for each image one ``Caption`` a seed;
+- a generator has ``generate(texts, seeds)``: ``Images``, or plain uint8 pixels (B, H, W, 3);
+- an encoder has ``embed_images(images)`` and ``embed_texts(texts)``: float32 (B, d), not normalised;
+  ``reads_images = False`` or ``reads_texts = False`` says which of them it lacks.
+
+What a caption or image is depends on its own image or text and its seed only. Torch and transformers
+are imported when the first model is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from lib.base import UserError
+from lib.models.hub import fetch_models, missing_models, used_revision, weights_fingerprint
+from lib.models.types import Caption, Images
+from lib.presets import CaptionerSettings, Decoding, EncoderSettings, GeneratorSettings, ModelSettings, Preset
+
+__all__ = ["Caption", "Images", "Models", "describe", "fetch_models", "load_captioner", "load_encoder",
+           "load_generator", "load_models", "missing_models", "unknown_words", "weights_fingerprint"]
+
+ADAPTERS = {
+    "captioner": {"blip": "lib.models.captioners:Blip", "blip2": "lib.models.families:Blip2",
+                  "chat": "lib.models.families:Chat", "florence2": "lib.models.families:Florence2",
+                  "git": "lib.models.families:Git"},
+    "generator": {"diffusers": "lib.models.generators:Diffusers"},
+    "encoder": {"clip": "lib.models.encoders:Clip", "siglip": "lib.models.encoders:Siglip",
+                "dino": "lib.models.encoders:Dino", "sentence": "lib.models.encoders:Sentence"},
+}
+
+
+class Captioner(Protocol):
+    """Writes captions: result[i] holds one for each of seeds[i]."""
+
+    def caption(self, images: Sequence[Any], seeds: Sequence[Sequence[int]], decoding: Decoding
+                ) -> list[list[Caption]]: ...
+
+
+class Generator(Protocol):
+    """Draws texts: one image for each (text, seed)."""
+
+    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Images: ...
+
+
+class Encoder(Protocol):
+    """Embeds images and texts, raw float32 (B, d)."""
+
+    def embed_images(self, images: Sequence[Any]) -> np.ndarray: ...
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Models:
+    """The frozen models of one round trip; the second encoder only measures, it never selects."""
+
+    captioner: Captioner
+    generator: Generator
+    encoder: Encoder
+    second_encoder: Encoder | None = None
+
+
+def load_models(preset: Preset, device: str | None = None) -> Models:
+    """Return a preset's models, loaded on the device that is given, set or found."""
+    second = preset.second_encoder
+    return Models(load_captioner(preset.captioner, device), load_generator(preset.generator, device),
+                  load_encoder(preset.encoder, device), second and load_encoder(second, device))
+
+
+def load_captioner(settings: CaptionerSettings, device: str | None = None) -> Captioner:
+    """Return a captioner. Raises UserError in one line if it cannot be had or would give nonsense."""
+    return _load("captioner", settings, device)
+
+
+def load_generator(settings: GeneratorSettings, device: str | None = None) -> Generator:
+    """Return a generator. Raises UserError in one line if it cannot be had or would give nonsense."""
+    return _load("generator", settings, device)
+
+
+def load_encoder(settings: EncoderSettings, device: str | None = None) -> Encoder:
+    """Return an encoder. Raises UserError in one line if it cannot be had or would give nonsense."""
+    return _load("encoder", settings, device)
+
+
+def _load(kind: str, settings: ModelSettings, device: str | None) -> Any:
+    """Import an adapter class by its short name or as module:Class, and load its model."""
+    known = ADAPTERS[kind]
+    place = known.get(settings.adapter, settings.adapter)
+    if ":" not in place:
+        raise UserError(f"unknown {kind} adapter {settings.adapter!r}: choose one of {', '.join(known)} "
+                        "or give module:Class")
+    module, name = place.split(":", 1)
+    try:
+        adapter = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{kind} adapter {settings.adapter!r} cannot be imported: {error}") from error
+    return adapter(settings, device)
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """Return what ``run.json`` records of a loaded model: id, revision used, device, number type.
+
+    Empty for a model of your own that keeps no ``settings``.
+    """
+    settings = getattr(model, "settings", None)
+    if settings is None:
+        return {}
+    folder = getattr(model, "folder", None)
+    return {"id": settings.id, "adapter": settings.adapter,
+            "revision": (folder and used_revision(folder)) or settings.revision,
+            "device": str(getattr(model, "device", "unknown")),
+            "dtype": str(getattr(model, "dtype", "unknown")).removeprefix("torch.")}
+
+
+def unknown_words(model: Any, text: str) -> list[str]:
+    """Return the words of a text that a model with a small vocabulary of whole words does not know.
+
+    ``mini`` knows some 200 words. Published models spell unknown words in pieces: then the list is empty.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None or len(tokenizer) > 5000:
+        return []
+    pieces = {word: tokenizer.tokenize(word) for word in re.findall(r"\w+", text.lower())}
+    return [word for word, found in pieces.items() if len(found) > 1 or found == [tokenizer.unk_token]]

@@ -1,0 +1,185 @@
+"""Encoders: images or texts in, raw float32 embeddings out. ``lib.ranking`` normalises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lib.base import UserError
+from lib.models.device import Batches, pick_device, pick_dtype
+from lib.models.hub import model_folder
+from lib.models.loading import check_clip_text, check_tokenizer, finite, load_processor, load_transformer, loading
+from lib.models.types import as_pil
+from lib.presets import EncoderSettings
+
+
+class Encoder:
+    """What every encoder shares: batches, distinct texts once, the check that numbers are finite."""
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    reads_images: ClassVar[bool] = True
+    reads_texts: ClassVar[bool] = True
+    model: Any
+    tokenizer: Any = None
+
+    def __init__(self, settings: EncoderSettings, device: str | torch.device | None = None) -> None:
+        self.settings = settings
+        self.device = pick_device(device)
+        # Similarities are compared closely, and float32 is cheap here.
+        self.dtype = pick_dtype(settings.dtype, self.device, half_on_gpu=False)
+        self.folder = model_folder(settings)
+        self._batches = Batches(settings.batch_size, f"encoder {settings.id}")
+        with loading(settings.id):
+            self._load()
+
+    def _load(self) -> None:
+        """Set ``self.model`` and whatever prepares its inputs."""
+        raise NotImplementedError
+
+    def _model(self, model_class: Any) -> Any:
+        return load_transformer(model_class, self, self.model_types)
+
+    def _auto_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+
+    def embed_images(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
+        """Return raw embeddings, float32 (B, d). images: PIL, or uint8 arrays (H, W, 3)."""
+        if not self.reads_images:
+            raise UserError(f"encoder {self.settings.id} (adapter {self.settings.adapter}) embeds texts only: "
+                            "choose another encoder for image reconstruction")
+        return self._embed(len(images), lambda rows: self._images([as_pil(image) for image in images[rows]]))
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Return raw embeddings, float32 (B, d); each distinct text is encoded once."""
+        if not self.reads_texts:
+            raise UserError(f"encoder {self.settings.id} (adapter {self.settings.adapter}) embeds images only: "
+                            "choose another encoder for text reconstruction")
+        distinct = list(dict.fromkeys(texts))
+        place = {text: i for i, text in enumerate(distinct)}
+        embedded = self._embed(len(distinct), lambda rows: self._texts(distinct[rows]))
+        return embedded[[place[text] for text in texts]]
+
+    def _embed(self, n: int, work: Callable[[slice], torch.Tensor]) -> np.ndarray:
+        """Run ``work`` in batches and check the numbers."""
+        if n == 0:
+            return np.zeros((0, 0), dtype=np.float32)
+        with torch.inference_mode():
+            result = np.concatenate(self._batches.run(n, lambda rows: work(rows).float().cpu().numpy()))
+        finite(result, f"encoder {self.settings.id} in {self.dtype}", 'set dtype = "float32" in the preset')
+        return result
+
+    def _images(self, images: list[Image.Image]) -> torch.Tensor:
+        """Embed one batch of images, (b, d)."""
+        raise NotImplementedError
+
+    def _texts(self, texts: list[str]) -> torch.Tensor:
+        """Embed one batch of texts, (b, d)."""
+        raise NotImplementedError
+
+
+class Clip(Encoder):
+    """CLIP (Radford et al. 2021): one space for images and texts (paper 4.1).
+
+    ``projected = false`` gives each tower's pooled features before its projection.
+    """
+
+    model_types = ("clip",)
+
+    def _load(self) -> None:
+        from transformers import CLIPModel, CLIPProcessor
+
+        self.model = self._model(CLIPModel)
+        self.processor = load_processor(CLIPProcessor, self.folder)
+        self.tokenizer = self.processor.tokenizer
+        # Texts longer than the position table are cut, whatever the tokenizer's files say.
+        self._longest = self.model.config.text_config.max_position_embeddings
+        check_clip_text(self.model.config.text_config, self.tokenizer, self.settings.id)
+
+    def _images(self, images: list[Image.Image]) -> torch.Tensor:
+        pixels = self.processor.image_processor(images, return_tensors="pt").pixel_values
+        pixels = pixels.to(self.device, self.dtype)
+        tower = self.model.get_image_features if self.settings.projected else self.model.vision_model
+        return tower(pixel_values=pixels).pooler_output
+
+    def _texts(self, texts: list[str]) -> torch.Tensor:
+        # A fixed length, so that a row's numbers do not depend on its neighbours' lengths.
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self._longest,
+                                return_tensors="pt").to(self.device)
+        tower = self.model.get_text_features if self.settings.projected else self.model.text_model
+        return tower(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+
+
+class Siglip(Encoder):
+    """SigLIP (Zhai et al. 2023) and SigLIP 2: CLIP's towers under a sigmoid loss, no projection."""
+
+    model_types = ("siglip", "siglip2")
+
+    def _load(self) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        self.model = self._model(AutoModel)
+        self._preprocess = load_processor(AutoImageProcessor, self.folder)
+        self.tokenizer = self._auto_tokenizer()
+        self._longest = self.model.config.text_config.max_position_embeddings
+        check_tokenizer(self.tokenizer, self.model.config.text_config.vocab_size, self.settings.id)
+
+    def _images(self, images: list[Image.Image]) -> torch.Tensor:
+        inputs = self._preprocess(images, return_tensors="pt").to(self.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+        return self.model.get_image_features(**inputs).pooler_output
+
+    def _texts(self, texts: list[str]) -> torch.Tensor:
+        # Trained on full-length padding without a mask.
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self._longest,
+                                return_tensors="pt")
+        return self.model.get_text_features(input_ids=tokens.input_ids.to(self.device)).pooler_output
+
+
+class Dino(Encoder):
+    """DINOv2 (Oquab et al. 2023) and its kin: images only, the normalised class token."""
+
+    model_types = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+    reads_texts = False
+
+    def _load(self) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        self.model = self._model(AutoModel)
+        self._preprocess = load_processor(AutoImageProcessor, self.folder)
+
+    def _images(self, images: list[Image.Image]) -> torch.Tensor:
+        pixels = self._preprocess(images, return_tensors="pt").pixel_values
+        return self.model(pixel_values=pixels.to(self.device, self.dtype)).pooler_output
+
+
+class Sentence(Encoder):
+    """Sentence encoders (Reimers and Gurevych 2019): texts only, pooled as the model's files say."""
+
+    reads_images = False
+
+    def _load(self) -> None:
+        from transformers import AutoModel
+
+        self.model = self._model(AutoModel)
+        self.tokenizer = self._auto_tokenizer()
+        self._longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+        check_tokenizer(self.tokenizer, self.model.config.vocab_size, self.settings.id)
+        pooling = self.folder / "1_Pooling" / "config.json"
+        settings = json.loads(pooling.read_text(encoding="utf-8")) if pooling.is_file() else {}
+        self._class_token = bool(settings.get("pooling_mode_cls_token", False))
+
+    def _texts(self, texts: list[str]) -> torch.Tensor:
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self._longest,
+                                return_tensors="pt").to(self.device)
+        hidden = self.model(**tokens).last_hidden_state  # (b, L, d)
+        if self._class_token:
+            return hidden[:, 0]
+        mask = tokens.attention_mask[:, :, None].to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1)

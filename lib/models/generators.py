@@ -1,0 +1,219 @@
+"""Generators: captions in, uint8 images out (paper 3.3). Any diffusers text-to-image pipeline."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lib.base import UserError
+from lib.models.device import Batches, pick_device, pick_dtype
+from lib.models.hub import lora_folder, model_folder
+from lib.models.loading import check_clip_text, check_tokenizer, finite, loading
+from lib.models.types import Images
+from lib.presets import GeneratorSettings
+
+log = logging.getLogger(__name__)
+
+# Arguments of a pipeline's call that options cannot set, and the field of a preset that does.
+_GIVEN = {"num_inference_steps": "steps", "guidance_scale": "guidance", "height": "size", "width": "size",
+          **dict.fromkeys(("prompt", "generator", "latents", "num_images_per_prompt", "output_type", "return_dict"))}
+
+
+class Diffusers:
+    """A diffusers pipeline, called with prompts and one noise generator for each image."""
+
+    def __init__(self, settings: GeneratorSettings, device: str | torch.device | None = None) -> None:
+        self.settings = settings
+        self.device = pick_device(device)
+        self.folder = model_folder(settings)
+        # Pipelines around a U-Net (Stable Diffusion 1, SDXL, LCM) are used in float16 everywhere;
+        # the text encoders of later ones (T5) overflow in it.
+        self.dtype = pick_dtype(settings.dtype, self.device, half_on_gpu=True,
+                                may_overflow=not (self.folder / "unet").is_dir())
+        self._batches = Batches(settings.batch_size, f"generator {settings.id}")
+        with loading(settings.id):
+            self.pipeline = self._load()
+        self._accepted = set(inspect.signature(self.pipeline.__call__).parameters)
+        self._check_settings()
+        self.tokenizers = [name for name in ("tokenizer", "tokenizer_2", "tokenizer_3")
+                           if getattr(self.pipeline, name, None) is not None]
+        for name in self.tokenizers:
+            self._check_tokenizer(name)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the first text encoder, None for a pipeline without one."""
+        return getattr(self.pipeline, "tokenizer", None)
+
+    def _load(self) -> Any:
+        """Load the pipeline, its scheduler and its LoRA, and move it to the device."""
+        import diffusers
+
+        settings = self.settings
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            self.folder, dtype=self.dtype, variant=settings.variant, local_files_only=True, use_safetensors=True,
+            trust_remote_code=False, **self._safety_checker())
+        if settings.scheduler is not None:  # another sampler over the noise schedule of the training
+            pipeline.scheduler = getattr(diffusers, settings.scheduler).from_config(pipeline.scheduler.config)
+        if settings.lora is not None:
+            _fuse_lora(pipeline, settings)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.to(self.device)
+        networks = [part for name in ("unet", "transformer", "vae")
+                    if (part := getattr(pipeline, name, None)) is not None]
+        if self.device.type == "cuda":
+            for network in networks:
+                network.to(memory_format=torch.channels_last)
+        if settings.compile:
+            for network in networks:
+                getattr(network, "decoder", network).compile(dynamic=False)
+        if self.dtype == torch.float16 and hasattr(pipeline, "vae"):
+            _decode_again_in_float32(pipeline.vae)
+        return pipeline
+
+    def _safety_checker(self) -> dict[str, Any]:
+        """Arguments that switch a pipeline's safety checker off, or make sure that it is there."""
+        import diffusers
+        from transformers import CLIPImageProcessorPil
+
+        index = diffusers.DiffusionPipeline.load_config(self.folder, local_files_only=True)
+        if not self.settings.safety_checker:
+            absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+            return absent if "safety_checker" in index else {}
+        if not any(index.get("safety_checker") or [None]):
+            raise UserError(f"generator {self.settings.id} has no safety checker: set safety_checker = false")
+        return {"feature_extractor": CLIPImageProcessorPil.from_pretrained(
+            self.folder / "feature_extractor", local_files_only=True)}
+
+    def _check_settings(self) -> None:
+        """Raise UserError for what this pipeline cannot take, before anything is drawn."""
+        settings, pipeline = self.settings, self.pipeline
+        kind = type(pipeline).__name__
+        if "prompt" not in self._accepted:
+            raise UserError(f"model {settings.id} is a {kind}, which takes no prompt: choose a text-to-image pipeline")
+        for name in settings.options:
+            if name not in self._accepted:
+                raise UserError(f"generator {settings.id}: options has {name!r}, which is no argument of a {kind}: "
+                                "remove it")
+            if name in _GIVEN:
+                raise UserError(f"generator {settings.id}: options cannot have {name!r}: "
+                                + (f"set {_GIVEN[name]}" if _GIVEN[name] else "remove it, each image has its own"))
+        # Diffusion transformers read patches of 2 x 2 latents.
+        factor = pipeline.vae_scale_factor * (2 if getattr(pipeline, "transformer", None) is not None else 1)
+        if settings.size % factor:
+            raise UserError(f"generator {settings.id}: size = {settings.size} is no multiple of {factor}, which a "
+                            f"{kind} needs")
+        schedule = pipeline.scheduler.config
+        most = schedule.get("original_inference_steps") or schedule.get("num_train_timesteps") or settings.steps
+        if settings.steps > most:
+            raise UserError(f"generator {settings.id}: steps = {settings.steps}, its schedule has {most}: use fewer")
+
+    def _check_tokenizer(self, name: str) -> None:
+        """Raise UserError where a text encoder and its tokenizer do not fit; give the tokenizer its limit."""
+        tokenizer = getattr(self.pipeline, name)
+        config = getattr(self.pipeline, name.replace("tokenizer", "text_encoder")).config
+        check = check_clip_text if config.model_type.startswith("clip") else (
+            lambda config, tokenizer, model_id: check_tokenizer(tokenizer, config.vocab_size, model_id))
+        check(config, tokenizer, self.settings.id)
+        longest = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+        tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+
+    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Images:
+        """Return one image for each (text, seed); none depends on another. Seeds in [0, 2**63).
+
+        The noise comes from the CPU, so that it is the same on every device.
+        Raises UserError if the pixels are not finite.
+        """
+        size = self.settings.output_size
+        if not texts:
+            return Images(np.zeros((0, size, size, 3), np.uint8), np.zeros(0, bool), np.zeros(0, bool))
+        truncated = self._truncated(texts)
+        with torch.inference_mode():
+            parts = self._batches.run(len(texts), lambda rows: self._draw(list(texts[rows]), seeds[rows]))
+        pixels, flagged = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return Images(pixels, flagged, truncated)
+
+    def _draw(self, texts: list[str], seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Draw one batch: uint8 pixels (b, H, W, 3) and safety flags (b,)."""
+        settings = self.settings
+        arguments: dict[str, Any] = {
+            **settings.options, "prompt": texts, "num_inference_steps": settings.steps,
+            "guidance_scale": settings.guidance, "height": settings.size, "width": settings.size, "output_type": "pt",
+            "use_resolution_binning": False,  # PixArt: draw the size that was asked for
+            "generator": [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]}
+        output = self.pipeline(**{k: v for k, v in arguments.items() if k in self._accepted})
+        flags = getattr(output, "nsfw_content_detected", None) or [False] * len(texts)
+        return self._to_uint8(output.images), np.array(flags, dtype=bool)
+
+    def _to_uint8(self, images: torch.Tensor) -> np.ndarray:
+        """Resize to the output size and round: float (b, 3, h, w) in [0, 1] -> uint8 (b, H, W, 3)."""
+        images, size = images.float(), self.settings.output_size
+        if tuple(images.shape[-2:]) != (size, size):
+            images = torch.nn.functional.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
+        finite(images, f"generator {self.settings.id} in {self.dtype}",
+               'set dtype = "bfloat16" or "float32" in the preset')
+        return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _truncated(self, texts: Sequence[str]) -> np.ndarray:
+        """Which texts are longer than every text encoder reads, bool (B,); each is logged once."""
+        cut = np.full(len(texts), bool(self.tokenizers))
+        for name in self.tokenizers:
+            tokenizer = getattr(self.pipeline, name)
+            lengths = [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False).input_ids]
+            cut &= np.array(lengths) > self._longest(name)
+        for text in dict.fromkeys(text for text, is_cut in zip(texts, cut, strict=True) if is_cut):
+            log.warning("prompt longer than the text encoder reads, cut: %.80s ...", text)
+        return cut
+
+    def _longest(self, name: str) -> int:
+        """How many tokens a text encoder of the pipeline reads."""
+        encoder = getattr(self.pipeline, name.replace("tokenizer", "text_encoder"))
+        usual = inspect.signature(self.pipeline.__call__).parameters.get("max_sequence_length")
+        if encoder.config.model_type.startswith("t5") and usual is not None:
+            return int(self.settings.options.get("max_sequence_length", usual.default))
+        return int(getattr(self.pipeline, name).model_max_length)
+
+
+def _decode_again_in_float32(vae: Any) -> None:
+    """Let an autoencoder decode a batch in float32 where it overflows in its own type, in place.
+
+    Decoders have activations near float16's end (65,504): one image in many thousands would end a run.
+    """
+    decode = vae.decode
+
+    @functools.wraps(decode)
+    def decode_again(latents: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        outcome, kind = decode(latents, *arguments, **options), vae.dtype
+        if torch.isfinite(outcome[0]).all():
+            return outcome
+        log.warning("the image decoder overflowed in %s: this batch is decoded in float32", kind)
+        try:
+            vae.to(torch.float32)
+            return decode(latents.float(), *arguments, **options)
+        finally:
+            vae.to(kind)
+
+    vae.decode = decode_again
+
+
+def _fuse_lora(pipeline: Any, settings: GeneratorSettings) -> None:
+    """Fold a LoRA (such as LCM-LoRA) into the pipeline's weights; UserError where none of it fits."""
+    folder = lora_folder(settings)
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    usual = "pytorch_lora_weights.safetensors"
+    if len(files) != 1 and usual not in files:
+        raise UserError(f"lora {settings.lora} holds {len(files)} weight files ({', '.join(files) or 'none'}): keep "
+                        f"one, or name the right one {usual}")
+    pipeline.load_lora_weights(str(folder), weight_name=usual if usual in files else files[0])
+    changes = [weight for part in pipeline.components.values() if isinstance(part, torch.nn.Module)
+               for name, weight in part.named_parameters() if "lora_B" in name]
+    if not any(bool(weight.any()) for weight in changes):
+        raise UserError(f"lora {settings.lora} changes nothing in {settings.id}: none of its weights fits that model")
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()

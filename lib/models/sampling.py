@@ -1,0 +1,136 @@
+"""Decoding that keeps the repeatability contract: every row draws its own noise.
+
+Top-p (or top-k) filtering followed by Gumbel noise and an arg max is an exact sample from the
+filtered distribution (the Gumbel-max trick), and the noise is a pure function of (row seed, step,
+token). So a caption depends on its image and its seed only, never on the batch, the order or the
+device, as far as the model's own logits do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from transformers import LogitsProcessor
+
+from lib.presets import Decoding
+
+
+# SplitMix64 (Steele, Lea and Flood, 2014): the golden-ratio increment and the two multipliers,
+# as signed 64-bit numbers, because torch computes int64 modulo 2**64.
+def _signed(x: int) -> int:
+    """An integer modulo 2**64, as int64."""
+    x &= (1 << 64) - 1
+    return x - (1 << 64) if x >> 63 else x
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = _signed(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift of int64 (torch's own shift copies the sign bit)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's finaliser: a bijection of 64-bit numbers that scatters close inputs."""
+    x = (x ^ _shift_right(x, 30)) * _MULTIPLIER_1
+    x = (x ^ _shift_right(x, 27)) * _MULTIPLIER_2
+    return x ^ _shift_right(x, 31)
+
+
+def gumbel_noise(seeds: torch.Tensor, step: int, n_tokens: int) -> torch.Tensor:
+    """Standard Gumbel noise that depends on (row seed, step, token) alone.
+
+    seeds: int64 (B,), each in [0, 2**63). Returns float64 (B, n_tokens) on the seeds' device.
+    A counter-based generator instead of ``torch.Generator``: the same numbers on every device,
+    and no host loop over rows at every step.
+    """
+    tokens = torch.arange(1, n_tokens + 1, device=seeds.device)
+    keys = _mix(seeds + _signed(_GOLDEN * (step + 1)))  # (B,)
+    bits = _shift_right(_mix(keys[:, None] + _GOLDEN * tokens), 12)  # (B, V), 52 random bits
+    # The half keeps u strictly inside (0, 1): with 52 bits both ends are exact in float64.
+    uniform = (bits.double() + 0.5) * 2.0**-52
+    return -torch.log(-torch.log(uniform))
+
+
+def penalise_repetition(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Make tokens that were used before less likely (Keskar et al. 2019; paper 3.2).
+
+    scores (B, V) logits; seen (B, L) token ids of prompt and caption so far.
+    """
+    used = torch.gather(scores, 1, seen)
+    used = torch.where(used < 0, used * penalty, used / penalty)
+    return scores.scatter(1, seen, used)
+
+
+def keep_nucleus(logprobs: torch.Tensor, p: float) -> torch.Tensor:
+    """Keep the smallest set of most likely tokens whose probability reaches p; -inf elsewhere.
+
+    logprobs (B, V), normalised. The most likely token always stays (Holtzman et al. 2020).
+    """
+    ordered, order = torch.sort(logprobs, dim=-1, descending=True, stable=True)
+    probabilities = ordered.exp()
+    before = probabilities.cumsum(-1) - probabilities  # mass of the likelier tokens
+    dropped = torch.zeros_like(logprobs, dtype=torch.bool).scatter(1, order, before >= p)
+    dropped.scatter_(1, order[:, :1], False)
+    return logprobs.masked_fill(dropped, -math.inf)
+
+
+def keep_top_k(logprobs: torch.Tensor, k: int) -> torch.Tensor:
+    """Keep exactly the k most likely tokens (ties: the lower id); -inf elsewhere."""
+    order = torch.sort(logprobs, dim=-1, descending=True, stable=True).indices
+    return logprobs.scatter(1, order[:, k:], -math.inf)
+
+
+class RowSampler(LogitsProcessor):
+    """Chooses each row's next token and leaves it the only possible one.
+
+    Used inside ``generate`` without beams. It also adds up the log-probability of the chosen
+    tokens (the end token included) under the model's full distribution: before repetition
+    penalty, minimum length, temperature and filtering. Nothing here waits for the device.
+    """
+
+    def __init__(self, decoding: Decoding, seeds: Sequence[int], end_tokens: Sequence[int],
+                 device: torch.device) -> None:
+        self.decoding = decoding
+        # Apple's MPS lacks float64: there the noise is made on the CPU.
+        self._noise_device = torch.device("cpu") if device.type == "mps" else device
+        self._seeds = torch.tensor(list(seeds), dtype=torch.int64, device=self._noise_device)
+        self._end = torch.tensor(list(end_tokens), dtype=torch.int64, device=device)
+        self._done = torch.zeros(len(seeds), dtype=torch.bool, device=device)
+        self.logprob = torch.zeros(len(seeds), dtype=torch.float32, device=device)
+        self.n_tokens = torch.zeros(len(seeds), dtype=torch.int64, device=device)
+        self._step = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """input_ids (B, L), scores (B, V) raw logits -> (B, V): 0 at the choice, -inf elsewhere."""
+        full = torch.log_softmax(scores.float(), dim=-1)
+        chosen = self._choose(input_ids, scores.float())  # (B, 1)
+        alive = ~self._done
+        self.logprob += torch.where(alive, full.gather(1, chosen).squeeze(1), 0.0)
+        ended = torch.isin(chosen.squeeze(1), self._end)
+        self.n_tokens += alive & ~ended
+        self._done |= ended
+        self._step += 1
+        return torch.full_like(scores, -math.inf).scatter(1, chosen, 0.0)
+
+    def _choose(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The next token of every row, (B, 1)."""
+        decoding = self.decoding
+        if decoding.repetition_penalty != 1.0 and input_ids.shape[1] > 0:
+            scores = penalise_repetition(scores, input_ids, decoding.repetition_penalty)
+        if self._step < decoding.min_tokens:
+            scores = scores.index_fill(1, self._end, -math.inf)
+        if decoding.strategy == "greedy":
+            return scores.argmax(-1, keepdim=True)
+        logprobs = torch.log_softmax(scores / decoding.temperature, dim=-1)
+        if decoding.strategy == "top_k":
+            logprobs = keep_top_k(logprobs, min(decoding.k, logprobs.shape[1]))
+        else:
+            logprobs = keep_nucleus(logprobs, decoding.p)
+        noise = gumbel_noise(self._seeds, self._step, logprobs.shape[1]).to(logprobs.device)
+        return (logprobs.to(noise.dtype) + noise).argmax(-1, keepdim=True)
