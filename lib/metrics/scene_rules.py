@@ -1,0 +1,323 @@
+"""From a parsed caption to a scene graph: a handful of rules over the labels of spaCy's English models.
+
+The first half of SPICE (Anderson et al., 2016, section 3.1, after Schuster et al., 2015): nouns are objects;
+adjectives, counts and noun modifiers are their attributes; verbs, prepositions and possessives relate them; pronouns
+stand for nouns; "a bunch of" and the like modify what they count. Where the papers leave a choice (what the attribute
+of a compound is, say) the rules follow the tuples that the official scorer publishes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from lib.metrics.scene_graph import Graph
+from lib.metrics.wordnet import known
+
+if TYPE_CHECKING:
+    from spacy.tokens import Doc, Token
+
+NOUNS = frozenset({"NOUN", "PROPN"})
+#: Pronouns that name a thing of their own instead of standing for another word.
+INDEFINITE = frozenset(
+    "someone somebody something everyone everybody everything anyone nothing others".split()
+)  # fmt: skip
+PERSONAL = frozenset(
+    "he she it they him her them his its their himself herself itself themselves".split()
+)  # fmt: skip
+#: "a bunch of bananas" speaks of bananas; the official tuples then hold (banana, a).
+COUNTING = frozenset("bunch couple pair lot variety number row assortment".split())
+#: Dependents that make a noun part of another one's name.
+NOUN_MODIFIERS = frozenset({"compound", "nmod", "amod"})
+#: Dependents that only a verb has.
+VERBAL = frozenset({"nsubj", "nsubjpass", "dobj", "aux", "auxpass", "prt"})
+SUBJECTS = frozenset({"nsubj", "nsubjpass", "csubj"})
+#: Adverbs that make one relation with the preposition after them: "next to", "outside of".
+LEADING = frozenset("next close outside inside along adjacent out".split())
+#: Nouns that make one relation with the prepositions around them: "in front of", "on top of".
+LINKING = frozenset({"front", "top", "back"})
+#: Nouns whose members act: in "a group of people sitting at a table" it is the people who sit.
+COLLECTIVE = frozenset("group crowd gang team pack herd flock bunch pair couple".split())
+#: Consonants, one vowel, one consonant: a verb that ends so doubles the consonant before "-ing".
+SHORT_SYLLABLE = re.compile("[^aeiou]*[aeiou][^aeiouwxy]")
+
+
+class Rules:
+    """The rules at work on one parsed caption."""
+
+    def __init__(self, doc: Doc) -> None:
+        self.doc = doc
+        self.objects: dict[str, None] = {}  # ordered sets
+        self.attributes: dict[tuple[str, str], None] = {}
+        self.relations: dict[tuple[str, str, str], None] = {}
+
+    def graph(self) -> Graph:
+        """Return what every rule finds."""
+        self._mend_tags()
+        for token in self.doc:
+            if is_side(token):
+                continue
+            if is_object(token):
+                self.objects[name(token)] = None
+                self._noun(token)
+            elif token.pos_ in ("VERB", "AUX") or misread_actor(token) is not None:
+                self._verb(token)
+        return Graph(tuple(self.objects), tuple(self.attributes), tuple(self.relations))
+
+    def _mend_tags(self) -> None:
+        """Give back to the nouns what only looks like a verb: no verb gives "duckling"."""
+        for token in self.doc:
+            if token.pos_ == "VERB" and not known(token.lemma_.lower()) and known(token.lower_):
+                token.pos_, token.tag_, token.lemma_ = "NOUN", "NN", token.lower_
+
+    def attribute(self, owner: Token, value: str) -> None:
+        thing = self.referent(owner)
+        if thing is not None:
+            self.attributes[(name(thing), value)] = None
+
+    def relate(self, first: Token, relation: str, second: Token) -> None:
+        for one in self.things(first):
+            for other in self.things(second):
+                if one.i != other.i:
+                    self.relations[(name(one), relation, name(other))] = None
+
+    def things(self, token: Token) -> list[Token]:
+        """Return the objects that a word in an object's place stands for, coordinated ones included."""
+        found = [self.referent(word) for word in (token, *coordinated(token))]
+        return [thing for thing in found if thing is not None]
+
+    def referent(self, token: Token) -> Token | None:
+        """Return the noun that a noun, a counting word or a pronoun stands for; None if there is none."""
+        if token.lower_ in PERSONAL:
+            return next((word for word in self.doc[: token.i] if is_object(word)), None)
+        token = misread_actor(token) or token
+        if not is_object(token):
+            return None
+        counted = counted_by(token)
+        return token if counted is None else counted
+
+    def _noun(self, noun: Token) -> None:
+        counted = counted_by(noun)
+        if counted is not None:
+            self.attribute(counted, "a")
+        for child in noun.children:
+            if child.dep_ == "poss":
+                self.relate(child, "have", noun)
+        for word in modifiers(noun):
+            self.attribute(noun, modifier(word))
+            for phrase, thing in prepositions(word):  # "full of food", "ready for the oven"
+                self.relate(noun, phrase, thing)
+        for phrase, thing in [*prepositions(noun), *sides_after(noun)]:
+            if not is_linking(noun) and thing != counted:
+                self.relate(noun, phrase, thing)
+
+    def _verb(self, verb: Token) -> None:
+        subjects = [thing for word in subjects_of(verb) for thing in self.things(word)]
+        if verb.lemma_ == "be":
+            for phrase, thing in prepositions(verb):
+                for subject in subjects:
+                    self.relate(subject, phrase, thing)
+            self._predicates(verb, subjects)
+            return
+        before = len(self.relations)
+        lemma = " ".join([verb_lemma(verb), *(word.lower_ for word in particles(verb))])
+        objects = [(lemma, child) for child in verb.children if child.dep_ == "dobj"]
+        objects += [(f"{lemma} {phrase}", thing) for phrase, thing in prepositions(verb)]
+        for subject in subjects:
+            for phrase, thing in objects:
+                self.relate(subject, phrase, thing)
+            if len(self.relations) == before and verb.pos_ != "AUX":
+                self.attribute(subject, verb_lemma(verb))  # "a sleeping cat", "a cat sleeps"
+        self._predicates(verb, subjects)
+
+    def _predicates(self, verb: Token, subjects: Sequence[Token]) -> None:
+        """Adjectives that a verb says of its subject: "is red", "looks old", "is next to a lot"."""
+        for child in verb.children:
+            if child.dep_ not in ("acomp", "oprd"):
+                continue
+            for subject in subjects:
+                for phrase, thing in prepositions(child):
+                    self.relate(subject, f"{child.lower_} {phrase}" if child.lower_ in LEADING else phrase, thing)
+                if child.lower_ not in LEADING:
+                    for word in (child, *coordinated(child)):
+                        self.attribute(subject, modifier(word))
+
+
+def modifier(token: Token) -> str:
+    """Return the word that an attribute goes by: participles by their verb, the rest as they stand."""
+    if token.pos_ == "VERB":
+        return verb_lemma(token)
+    return name(token) if token.pos_ in NOUNS else token.lower_
+
+
+def verb_lemma(verb: Token) -> str:
+    """Return spaCy's lemma, mended by spelling where its lexicon holds two candidates.
+
+    One short syllable would double its consonant ("ridding"), so "riding" comes from "ride".
+    """
+    form, lemma = verb.lower_, verb.lemma_.lower()
+    for suffix in ("ing", "ed", "es"):
+        stem = form.removesuffix(suffix)
+        if stem != form and SHORT_SYLLABLE.fullmatch(stem):
+            return stem + "e" if known(stem + "e") else lemma
+    return lemma if known(lemma) else form
+
+
+def is_object(token: Token) -> bool:
+    """Return whether a word names an object: a noun that modifies no other, or an indefinite pronoun."""
+    if token.lower_ in INDEFINITE or misread_actor(token.head) == token:
+        return True
+    if misread_actor(token) is not None or is_side(token) or token.dep_ in NOUN_MODIFIERS:
+        return False
+    if token.dep_ == "conj" and token.tag_ in ("VB", "VBP"):  # "a toilet and bathtub"
+        return token.head.pos_ in NOUNS and not any(c.dep_ in VERBAL for c in token.children)
+    if token.pos_ == "ADJ" and token.dep_ in ("pobj", "dobj"):
+        return token.lower_ != "other"  # "each other" is nobody new
+    return token.pos_ in NOUNS
+
+
+def misread_actor(token: Token) -> Token | None:
+    """Return the noun before a word that was wrongly taken for its head; None for every other word.
+
+    Captions are short and bare, and the tagger reads "a surfboard riding a wave" as a riding, or "a cat stares" as
+    stares. A participle with a determiner, or a plural after "a", shows it; so does "left of" after a noun.
+    """
+    if token.i == 0 or not (is_side(token) or token.tag_ in ("VBG", "NNS")):
+        return None
+    before = token.doc[token.i - 1]
+    if before.head != token or before.dep_ not in ("amod", "compound", "nsubj"):
+        return None
+    if is_side(token):
+        return before if before.pos_ in NOUNS else None
+    articles = {child.lower_ for child in token.children if child.dep_ == "det"}
+    if not articles or (token.tag_ == "NNS" and not articles & {"a", "an"}):
+        return None
+    return before
+
+
+def name(token: Token) -> str:
+    """Return the word that an object goes by."""
+    return token.lemma_.lower()
+
+
+def modifiers(noun: Token) -> Iterator[Token]:
+    """Yield adjectives, counts and noun modifiers, those of a noun modifier included ("blue street sign")."""
+    children = list(noun.children)
+    if misread_actor(noun.head) == noun:  # what stands before the noun hangs on the misread verb
+        children += [child for child in noun.head.children if child.i < noun.i]
+    for child in children:
+        if child.dep_ in ("amod", "nummod", "compound", "nmod") and not is_object(child):
+            yield child
+            yield from (word for word in coordinated(child) if not is_object(word))
+            if child.dep_ in ("compound", "nmod"):
+                yield from modifiers(child)
+
+
+def particles(verb: Token) -> list[Token]:
+    """Return the particles of a verb: "up" in "cuts up a card", "down" in "goes down a river"."""
+    return [
+        child for child in verb.children
+        if child.dep_ == "prt" or (child.dep_ == "advmod" and child.tag_ in ("RP", "IN"))
+    ]  # fmt: skip
+
+
+def coordinated(token: Token) -> Iterator[Token]:
+    """Yield the words joined to this one by "and", however many."""
+    for child in token.children:
+        if child.dep_ == "conj" and child.pos_ not in ("VERB", "AUX"):
+            yield child
+            yield from coordinated(child)
+
+
+def counted_by(noun: Token) -> Token | None:
+    """Return what a counting noun counts: the bananas of "a bunch of bananas", not of "two bunches"."""
+    if noun.lemma_.lower() not in COUNTING or any(c.dep_ in ("amod", "nummod", "compound") for c in noun.children):
+        return None
+    for child in noun.children:
+        if child.dep_ == "prep" and child.lower_ == "of":
+            return next((c for c in child.children if c.dep_ == "pobj" and is_object(c)), None)
+    return None
+
+
+def subjects_of(verb: Token) -> list[Token]:
+    """Return who does what the verb says; for a participle, the noun that it modifies."""
+    actor = misread_actor(verb)
+    if actor is not None:
+        return [actor]
+    own = [child for child in verb.children if child.dep_ in SUBJECTS]
+    if any(child.dep_ == "expl" for child in verb.children):  # "there is a cat"
+        own = [child for child in verb.children if child.dep_ in ("attr", "nsubj")]
+    if own:
+        relative = ("who", "that", "which")
+        return [verb.head if word.lower_ in relative and verb.dep_ == "relcl" else word for word in own]
+    if verb.dep_ in ("acl", "relcl"):
+        return [member_of(verb.head)]
+    if verb.dep_ in ("conj", "xcomp", "advcl", "ccomp") and verb.head.i != verb.i:
+        return subjects_of(verb.head) if verb.head.pos_ in ("VERB", "AUX") else [verb.head]
+    return []
+
+
+def member_of(noun: Token) -> Token:
+    """Return who acts in "a group of people sitting at a table": the people; else the noun itself."""
+    if noun.lemma_.lower() in COLLECTIVE:
+        for child in noun.children:
+            if child.dep_ == "prep" and child.lower_ == "of":
+                return next((word for word in child.children if word.dep_ == "pobj"), noun)
+    return noun
+
+
+def is_linking(noun: Token) -> bool:
+    """Return whether a noun is part of a longer preposition: the "top" of "on top of"."""
+    if noun.lower_ not in LINKING or noun.dep_ != "pobj":
+        return False
+    return not any(child.dep_ in ("amod", "poss", "compound", "nummod") for child in noun.children)
+
+
+def is_side(token: Token) -> bool:
+    """Return whether a word is the "left" of "left of", in whatever part of speech the tagger sees it."""
+    return token.lower_ in ("left", "right") and token.i + 1 < len(token.doc) and token.nbor().lower_ == "of"
+
+
+def prepositions(head: Token) -> Iterator[tuple[str, Token]]:
+    """Yield the prepositional phrases of a word, as (the preposition, possibly several words; its noun)."""
+    for child in head.children:
+        if is_side(child):
+            yield from _beside(child)
+        elif child.dep_ in ("prep", "agent"):
+            yield from _phrases(child, child.lower_)
+        elif child.dep_ == "advmod" and child.lower_ in LEADING:
+            for inner in child.children:
+                if inner.dep_ == "prep":
+                    yield from _phrases(inner, f"{child.lower_} {inner.lower_}")
+
+
+def _phrases(preposition: Token, phrase: str) -> Iterator[tuple[str, Token]]:
+    for child in preposition.children:
+        if is_side(child):
+            yield from _beside(child)
+        elif child.dep_ in ("pobj", "pcomp"):
+            longer = list(_through(child, phrase)) if is_linking(child) else []
+            yield from longer or [(phrase, child)]
+        elif child.dep_ == "prep":  # "off of"
+            yield from _phrases(child, f"{phrase} {child.lower_}")
+
+
+def _beside(side: Token) -> Iterator[tuple[str, Token]]:
+    """Yield the phrases of "left of" in all its forms ("to the left of", "on the left of")."""
+    for child in side.children:
+        if child.dep_ == "prep":
+            yield from _phrases(child, f"{side.lower_} of" if child.lower_ == "of" else child.lower_)
+
+
+def sides_after(noun: Token) -> Iterator[tuple[str, Token]]:
+    """Yield the phrases of a "left of" that was taken for the head of the noun before it."""
+    if is_side(noun.head) and misread_actor(noun.head) == noun:
+        yield from _beside(noun.head)
+
+
+def _through(noun: Token, phrase: str) -> Iterator[tuple[str, Token]]:
+    """Yield the phrase that goes on through a linking noun: "on" + "top" + "of the table"."""
+    for child in noun.children:
+        if child.dep_ == "prep" and child.lower_ == "of":
+            yield from _phrases(child, f"{phrase} {noun.lower_} of")

@@ -1,0 +1,107 @@
+"""SPICE by its authors' scorer (``spice-1.0.jar`` of ``pycocoevalcap``), on any Java from 8 on.
+
+``pycocoevalcap``'s own call fails on Java 17 and later. Here packages of the Java library are opened to the scorer's
+cache; a JavaScript engine, which left Java with version 15, is put on its class path; and Stanford CoreNLP 3.6.0, its
+parser, is fetched by ``python -m lib.metrics fetch-spice`` on a connected machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib.base import ROOT
+from lib.metrics.java import JARS, OPTIONS, JavaFailed, find_java, java_version
+
+FOLDER = ROOT / "data" / "models" / "hub" / "corenlp"
+CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+ARCHIVE = "stanford-corenlp-full-2015-12-09"
+URL = f"https://nlp.stanford.edu/software/{ARCHIVE}.zip"  # the address that pycocoevalcap uses
+SHA1 = "55c9d653eb30ace7d5a60eb3138e424f9442e539"  # as other projects publish it; the source publishes none
+#: Where a JavaScript engine may lie, by the names of Rhino's and Nashorn's releases and of Linux distributions.
+ENGINES = ("rhino*.jar", "js.jar", "js-1.7*.jar", "nashorn-core*.jar")
+SYSTEM_JARS = Path("/usr/share/java")
+OPENED = ("lang", "math", "util", "util.concurrent", "net", "text")
+
+
+def missing() -> str | None:
+    """Return what the scorer lacks here and how to get it; None if nothing."""
+    absent = [jar for jar in CORENLP if not (FOLDER / jar).is_file()]
+    if absent:
+        return (f"official SPICE needs {' and '.join(absent)}: run `python -m lib.metrics fetch-spice` on a connected "
+                f"machine, or put them in {FOLDER.relative_to(ROOT)}")  # fmt: skip
+    if _major() > 14 and _engine() is None:
+        return (f"official SPICE needs a JavaScript engine in Java {_major()}: put Rhino's jar with its script engine "
+                f"in {FOLDER.relative_to(ROOT)}, or install your system's package (librhino-java)")  # fmt: skip
+    return None
+
+
+def scores(pairs: Sequence[tuple[str, Sequence[str]]], cache: Path = ROOT / "data" / "cache" / "spice") -> list[float]:
+    """Return the scorer's F in [0, 1] of each (caption, references) of PTB tokens, one process for all.
+
+    Parses are kept in ``cache``. Raises JavaFailed if the scorer fails or leaves no readable output.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.json", Path(folder) / "out.json"
+        entries = [{"image_id": row, "test": caption, "refs": list(refs)} for row, (caption, refs) in enumerate(pairs)]
+        source.write_text(json.dumps(entries), encoding="utf-8")
+        done = subprocess.run(_command(source, target, cache), capture_output=True, text=True, errors="replace")
+        if done.returncode or not target.is_file():
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            raise JavaFailed(f"official SPICE ended with status {done.returncode}: {said[0] if said else 'no word'}")
+        return read_scores(target.read_text(encoding="utf-8"), len(pairs))
+
+
+def read_scores(output: str, rows: int) -> list[float]:
+    """Return F by row from the scorer's output; a caption without any tuple has no F there and gets 0."""
+    try:
+        found = {int(one["image_id"]): one["scores"]["All"]["f"] for one in json.loads(output)}
+        values = [found[row] for row in range(rows)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise JavaFailed(f"official SPICE left an unreadable or incomplete output ({error!r})") from error
+    return [0.0 if value is None or math.isnan(float(value)) else float(value) for value in values]
+
+
+def fetch() -> list[Path]:
+    """Return the paths of CoreNLP's two jars, fetched and checked by the archive's hash where they are absent."""
+    import pooch
+
+    members = [f"{ARCHIVE}/{jar}" for jar in CORENLP]
+    targets = [FOLDER / jar for jar in CORENLP]
+    if not all(target.is_file() for target in targets):
+        unzip = pooch.Unzip(members=members, extract_dir=".")
+        files = pooch.retrieve(URL, f"sha1:{SHA1}", f"{ARCHIVE}.zip", FOLDER, unzip, progressbar=True)
+        for file in map(Path, files):
+            file.replace(FOLDER / file.name)
+        (FOLDER / f"{ARCHIVE}.zip").unlink()
+    return targets
+
+
+def _command(source: Path, target: Path, cache: Path) -> list[str]:
+    opened = [f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in OPENED if _major() > 8]
+    library = JARS / "spice"
+    jars = [library / "spice-1.0.jar", *(library / "lib").glob("*.jar"), *(FOLDER / jar for jar in CORENLP), _engine()]
+    return [
+        find_java(), *OPTIONS, *opened, "-Xmx8G", "-cp", os.pathsep.join(str(jar) for jar in jars if jar),
+        "edu.anu.spice.SpiceScorer", str(source), "-cache", str(cache), "-out", str(target), "-subset", "-silent",
+    ]  # fmt: skip
+
+
+def _major() -> int:
+    """Return Java's major version; up to Java 8 it reads "1.8.0_292"."""
+    return int(re.match(r"(?:1\.)?(\d+)", java_version(find_java())).group(1))
+
+
+def _engine() -> Path | None:
+    """Return a jar with a JavaScript engine (some distributions split it from Rhino), in our folder or the system's."""
+    jars = [jar for place in (FOLDER, SYSTEM_JARS) for pattern in ENGINES for jar in sorted(place.glob(pattern))]
+    factory = "META-INF/services/javax.script.ScriptEngineFactory"
+    return next((jar for jar in jars if zipfile.is_zipfile(jar) and factory in zipfile.ZipFile(jar).namelist()), None)
