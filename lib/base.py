@@ -6,8 +6,10 @@ import hashlib
 import os
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from upath import UPath
+if TYPE_CHECKING:  # --help answers before anything is installed
+    from upath import UPath
 
 ROOT = Path(__file__).resolve().parent.parent
 MASK_63_BITS = (1 << 63) - 1
@@ -37,6 +39,8 @@ def user_path(text: str | os.PathLike[str]) -> Path | UPath:
     ``run_all.sh`` records that folder in COMPENDIUM_CALLER, because it changes to the repository.
     """
     if "://" in str(text):
+        from upath import UPath
+
         return UPath(str(text))
     return Path(os.environ.get("COMPENDIUM_CALLER") or os.getcwd()) / Path(text).expanduser()
 
@@ -50,7 +54,7 @@ def folder_setting(variable: str, default: Path) -> Path | UPath:
 def write_atomic(path: Path | UPath, data: bytes | str) -> None:
     """Write a file so that readers see the old content, the new one or none, never a part of it."""
     data = data.encode("utf-8") if isinstance(data, str) else data
-    if isinstance(path, UPath) and path.protocol not in ("", "file"):
+    if not isinstance(path, Path) and path.protocol not in ("", "file"):
         path.write_bytes(data)  # an object appears in a store when its upload is complete
         return
     path = Path(path)

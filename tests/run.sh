@@ -1,8 +1,3 @@
 #!/usr/bin/env bash
-# The test command: sets up the environment where that is needed, then runs every fast test.
-# Arguments go to pytest: ./tests/run.sh tests/test_ranking.py -k ties
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source ./.setup.sh
-choose_environment
-exec "$PYTHON" -m pytest "$@"
+# Runs every fast test, in the environment that run_all.sh finds or makes. Arguments go to pytest.
+COMPENDIUM_MODULE=pytest exec "$(dirname "${BASH_SOURCE[0]}")/../run_all.sh" "$@"
