@@ -1,0 +1,199 @@
+"""What a notebook's parameters stand for: the runs of a preset, over its datasets, in both tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from PIL import Image
+
+from lib.base import ROOT, UserError, folder_setting
+from lib.data import NAMES, Dataset, Item, load_dataset
+from lib.presets import PRESETS, Preset, load_preset
+from lib.roundtrip import provenance
+from lib.roundtrip.run import BASELINE_COLUMNS, ROW_COLUMNS, Run, plan_run, weights_of
+from lib.roundtrip.steps import TASKS, safe_part
+
+if TYPE_CHECKING:
+    from lib.models import Models
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one set of parameters, finished or not; see :func:`open_runs`.
+
+    runs: {(dataset, task): run}; skipped: {(dataset, task): why it cannot be run, in one line}; figures: the folder
+    that belongs to these parameters alone; loaded: {dataset: the whole split}.
+    """
+
+    preset: Preset
+    runs: dict[tuple[str, str], Run]
+    skipped: dict[tuple[str, str], str]
+    figures: Path
+    n_candidates: int
+    seed: int
+    loaded: dict[str, Dataset]
+
+    @property
+    def datasets(self) -> list[str]:
+        """The datasets' names, as in the column ``dataset`` of the rows."""
+        return list(self.loaded)
+
+    @cached_property
+    def models(self) -> Models:
+        """The preset's models, loaded when first needed and kept."""
+        from lib.models import load_models
+
+        return load_models(self.preset)
+
+    def execute(self, task: str, workers: int = 1, engine: str = "local", rescore: bool = False) -> list[Run]:
+        """Execute the task's runs on every dataset that can feed it, or go on with them; the finished runs.
+
+        One line says what each dataset holds, and one what is skipped and why. Arguments as of ``Run.execute``.
+        """
+        for note in [*(note for dataset in self.loaded.values() for note in dataset.notes),
+                     *(f"skipped: {reason}" for (_, one), reason in self.skipped.items() if one == task)]:
+            print(note, file=sys.stderr, flush=True)
+        models = (lambda: self.models) if workers == 1 and engine == "local" else None  # several workers load their own
+        for key, run in self.runs.items():
+            if key[1] == task:
+                self.runs[key] = run.execute(workers, engine, models, rescore=rescore)
+        return [run for (_, one), run in self.runs.items() if one == task]
+
+    def rows(self, task: str | None = None) -> pd.DataFrame:
+        """The rows of all datasets (of one task or both), by dataset, item and candidate.
+
+        A source with a flagged image is left out whole, so that all comparisons keep the same sources; ``attrs`` has
+        their number as flagged_sources and that of the flagged rows. Empty, but with all columns, where the task
+        was skipped.
+        """
+        return self._table(task, Run.rows, ROW_COLUMNS)
+
+    def baselines(self) -> pd.DataFrame:
+        """The greedy captions of the image task's sources, without the sources that ``rows`` leaves out."""
+        return self._table("image", Run.baselines, BASELINE_COLUMNS)
+
+    def _table(self, task: str | None, read: Any, columns: Sequence[str]) -> pd.DataFrame:
+        parts, sources, flagged_rows = [pd.DataFrame(columns=list(columns))], 0, 0
+        for (label, one), run in sorted(self.runs.items(), key=lambda pair: TASKS.index(pair[0][1])):
+            if task not in (None, one):
+                continue
+            rows = run.rows()
+            flagged = rows.loc[rows["flagged"], "item"]
+            sources, flagged_rows = sources + flagged.nunique(), flagged_rows + len(flagged)
+            table = read(run).assign(dataset=label)
+            order = ["item", "candidate"] if "candidate" in table else ["item"]
+            parts.append(table[~table["item"].isin(flagged)].sort_values(order))
+        table = pd.concat(parts[1:] or parts, ignore_index=True)
+        table.attrs |= {"flagged_sources": sources, "flagged_rows": flagged_rows}
+        return table
+
+    def dataset(self, name: str) -> Dataset:
+        """A dataset's whole split, with the references that document frequencies are counted over."""
+        return self.loaded[name]
+
+    def item(self, dataset: str, item: str) -> Item:
+        """The source of a row."""
+        return self._items[dataset][item]
+
+    @cached_property
+    def _items(self) -> dict[str, dict[str, Item]]:
+        return {name: dataset.by_id() for name, dataset in self.loaded.items()}
+
+    def image(self, row: Any) -> Image.Image:
+        """The generated image of a row of :meth:`rows` (RGB): its reconstruction, or its candidate in the text task."""
+        return self.runs[row["dataset"], row["task"]].image(
+            row["reconstruction"] if row["task"] == "image" else row["message"])
+
+    def provenance(self) -> dict[str, Any]:
+        """Where results come from: the program now, and by run what made its rows."""
+        kept = ("identity", "made_by", "loaded", "counts", "missing_scores")
+        return {"preset": self.preset.name, "seed": self.seed, "n_candidates": self.n_candidates,
+                "program": provenance.collect(), "skipped": list(self.skipped.values()),
+                "runs": {run.name: {key: run.info().get(key) for key in kept}
+                         for run in self.runs.values() if run.finished}}
+
+
+def open_runs(preset: str = "mini", dataset: str | Sequence[str] = "all", n_sources: int = 0, n_candidates: int = 0,
+              seed: int = 0) -> Runs:
+    """The runs that a notebook's parameters stand for; reads data, loads no model.
+
+    dataset: "all", a name, several with commas, or a list; 0 stands for the preset's own number. A task that a dataset
+    or the encoder cannot feed is skipped. Raises UserError for a bad parameter, or if nothing at all can be run.
+    """
+    chosen = load_preset(preset)
+    for name, value in (("N_SOURCES", n_sources), ("N_CANDIDATES", n_candidates), ("SEED", seed)):
+        if isinstance(value, bool) or not isinstance(value, int) or (value < 0 and name != "SEED"):
+            raise UserError(f"{name} = {value!r}: give a whole number, or 0 for the preset's own")
+    size = (n_sources or chosen.n_sources, n_candidates or chosen.n_candidates, seed or chosen.seed)
+    loaded: dict[str, Dataset] = {}
+    for one in map(load_dataset, _names(dataset, chosen)):
+        count = sum(other.name == one.name for other in loaded.values())
+        loaded[f"{one.name} ({count + 1})" if count else one.name] = one
+    figures = Path(folder_setting("COMPENDIUM_FIGURES", ROOT / "figures")) / _figure_folder(chosen, loaded, *size)
+    runs = Runs(chosen, {}, {}, figures, *size[1:], loaded)
+    weights = weights_of(chosen)
+    for label, whole in loaded.items():
+        for task in TASKS:
+            reason = whole.feeds(task) or _unread(chosen, task)
+            if reason:
+                runs.skipped[label, task] = reason
+            else:
+                drawn = _sources(whole, task).subset(size[0], size[2])
+                runs.runs[label, task] = plan_run(chosen, drawn, task, *size[1:], weights=weights)
+    if not runs.runs:
+        raise UserError(f"nothing can be run: {'; '.join(runs.skipped.values())}")
+    return runs
+
+
+def _names(dataset: str | Sequence[str], preset: Preset) -> list[str]:
+    """The datasets' names, each once; a comma in a path separates nothing."""
+    if dataset == "all":
+        return list(dict.fromkeys(preset.datasets))
+    starts = "|".join(re.escape(re.sub("(PATH|FILE)$", "", name)) for name in NAMES)
+    return list(dict.fromkeys(re.split(rf"\s*,\s*(?={starts})", dataset) if isinstance(dataset, str) else dataset))
+
+
+def _sources(dataset: Dataset, task: str) -> Dataset:
+    """The dataset without the items that a task cannot start from."""
+    return replace(dataset, items=tuple(item for item in dataset.items if (item.path if task == "image" else item.references)))
+
+
+def _unread(preset: Preset, task: str) -> str | None:
+    """Why the encoder cannot compare what a task reconstructs; None if it can."""
+    from lib.models import ADAPTERS
+
+    if preset.encoder.adapter in ("clip", "siglip"):
+        return None
+    place = ADAPTERS["encoder"].get(preset.encoder.adapter, preset.encoder.adapter)
+    module, _, name = place.partition(":")
+    kind = "images" if task == "image" else "texts"
+    if getattr(getattr(importlib.import_module(module), name), f"reads_{kind}", True):
+        return None
+    return f"preset {preset.name}: its encoder reads no {kind}, which {task} reconstruction compares"
+
+
+def _figure_folder(preset: Preset, loaded: dict[str, Dataset], n_sources: int, n_candidates: int, seed: int) -> str:
+    """The name of the figure folder: the preset's for a shipped preset with all its defaults, else one of its own."""
+    shipped = (PRESETS / f"{preset.name}.toml").is_file() and load_preset(preset.name) == preset
+    name = safe_part(preset.name)
+    if not shipped:
+        name += f"-{hashlib.sha256(json.dumps(preset.model_dump(mode='json'), sort_keys=True).encode()).hexdigest()[:6]}"
+    addresses = [dataset.address for dataset in loaded.values()]
+    own = [load_dataset(one).address if ":" in one else one for one in preset.datasets]
+    if shipped and addresses == own and (n_sources, n_candidates, seed) == (
+            preset.n_sources, preset.n_candidates, preset.seed):
+        return name
+    data = "all" if addresses == own else "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", one) for one in loaded)[:60]
+    if any(":" in address for address in addresses):
+        data += f"-{hashlib.sha256(' '.join(addresses).encode()).hexdigest()[:6]}"
+    return f"{name}--{data}--n{n_sources}k{n_candidates}s{seed}"
