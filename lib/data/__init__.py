@@ -1,7 +1,21 @@
 """Sources of the round trips: the picture book, COCO, NoCaps, a folder of images or a text file of yours."""
 
-from lib.data.datasets import NAMES, Dataset, Item, load_dataset
+from lib.base import UserError
+from lib.data.datasets import Dataset, Item
 from lib.data.download import fetch, missing_files
 from lib.data.images import decode_image, png_bytes
+from lib.data.named import NAMED, load_named
+from lib.data.own import load_folder, load_texts
 
 __all__ = ["NAMES", "Dataset", "Item", "decode_image", "fetch", "load_dataset", "missing_files", "png_bytes"]
+NAMES = (*NAMED, "folder:PATH", "texts:FILE")
+
+
+def load_dataset(name: str) -> Dataset:
+    """Return the dataset of that name, one of NAMES; UserError for another name, absent or malformed files."""
+    kind, _, place = name.partition(":")
+    if name in NAMED:
+        return load_named(name)
+    if kind not in ("folder", "texts") or not place.strip():
+        raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(NAMES)}")
+    return load_folder(place) if kind == "folder" else load_texts(place)

@@ -1,43 +1,74 @@
 """Caption files: COCO and NoCaps JSON, and those that lie in a folder of yours.
 
-Readers raise UserError with the file, the place in it and the remedy. Only LF, CR LF and CR end a line.
+UserErrors name the file, the place in it and the remedy. Only LF, CR LF and CR end a line.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
-import json
 import re
-import reprlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, StrictInt, StrictStr, TypeAdapter
+from pydantic import ValidationError
 
 from lib.base import UserError
 
 CAPTION_FILES = ("captions.json", "captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
-_NAME_KEYS = ("file_name", "file", "image", "filename")
-_CAPTION_KEYS = ("captions", "caption", "text")
-_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character that takes two such codes
-_shown = reprlib.Repr()  # of values in messages, which may be as long as a file
-_shown.maxstring = _shown.maxother = 100
-Record = tuple[str, str, list[str]]  # place for messages, file name, captions
+NAME_KEYS = ("file_name", "file", "image", "filename")
+CAPTION_KEYS = ("captions", "caption", "text")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A listed image: its file name in the image folder, its captions as they are, NoCaps' domain, and the listed
-    URL and (width, height)."""
+def _inside(name: str) -> str:
+    """A file name as a POSIX path; ValueError if it leaves its folder (a link there is the user's wish)."""
+    pure = PurePosixPath(name)
+    outside = not name.strip() or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name
+    if outside or any(ord(character) < 32 for character in name):
+        raise ValueError(f"file name {name[:100]!r} is empty or leaves its folder")
+    return pure.as_posix()
 
-    id: str
-    file_name: str
-    captions: tuple[str, ...]
-    domain: str | None
-    links: Mapping[str, str]
-    size: tuple[Any, Any]
+
+Id = Annotated[StrictInt | StrictStr, AfterValidator(str)]
+FileName = Annotated[StrictStr, AfterValidator(_inside)]
+
+
+class Entry(BaseModel):
+    """A listed image: its name in the image folder, NoCaps' domain, its URLs, its size in pixels, its captions."""
+
+    id: Id
+    file_name: FileName
+    domain: StrictStr | None = None
+    coco_url: str | None = None
+    flickr_url: str | None = None
+    width: int | None = None
+    height: int | None = None
+    captions: list[str] = []
+
+
+class Annotation(BaseModel):
+    """One caption of a COCO file."""
+
+    image_id: Id
+    caption: StrictStr
+
+
+class CocoFile(BaseModel):
+    """``{"images": [...], "annotations": [...]}``; NoCaps is the same with a ``domain`` for each image."""
+
+    images: list[Entry] = Field(min_length=1)
+    annotations: list[Annotation] = Field(min_length=1)
+
+
+class Record(BaseModel):
+    """The captions of one image in a folder of yours."""
+
+    file_name: FileName = Field(validation_alias=AliasChoices(*NAME_KEYS))
+    captions: Annotated[list[StrictStr], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = (
+        Field(validation_alias=AliasChoices(*CAPTION_KEYS)))
 
 
 def read_text(path: Path) -> str:
@@ -57,12 +88,16 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if line.strip()]
 
 
-def read_json(path: Path) -> Any:
-    """Return the parsed content of a JSON file."""
-    text = read_text(path)
-    if not text.strip():
-        raise UserError(f"{path} is empty: fetch or write it again")
-    return _parse(text, str(path))
+def validated(model: Any, data: Any, where: str) -> Any:
+    """Return data (JSON if a text) as a model; UserError that names the first place where it does not fit."""
+    adapter = TypeAdapter(model)
+    try:
+        return adapter.validate_json(data) if isinstance(data, str) else adapter.validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where}: {place + ': ' if place else ''}{first['msg']} (given: {first['input']!r:.80}): "
+                        "correct the file or fetch it again") from error
 
 
 def with_words(captions: Iterable[str]) -> tuple[str, ...]:
@@ -71,143 +106,62 @@ def with_words(captions: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_coco(path: Path) -> list[Entry]:
-    """Return the images of ``{"images": [...], "annotations": [...]}`` with their captions, in the file's order.
-
-    NoCaps adds a ``domain`` to each image. Ids become texts. UserError if the file is malformed, repeats an image
-    id, captions an unlisted image, or has no caption at all.
-    """
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected an object with images and annotations, as in COCO captions")
-    for key in ("images", "annotations"):
-        if not isinstance(data.get(key), list) or not all(isinstance(record, dict) for record in data[key]):
-            raise UserError(f"{path}: the list {key!r} is absent or malformed: expected the COCO captions format")
-        if not data[key]:
-            raise UserError(f"{path} has no {key}: fetch or write it again")
-    captions: dict[str, list[str]] = {}
-    for index, image in enumerate(data["images"]):
-        key = _value(image, "id", f"{path}, images[{index}]", (int, str))
-        if str(key) in captions:
-            raise UserError(f"{path}: image id {key} is there twice: ids must be unique, remove one")
-        captions[str(key)] = []
-    for index, annotation in enumerate(data["annotations"]):
-        where = f"{path}, annotations[{index}]"
-        key = str(_value(annotation, "image_id", where, (int, str)))
-        if key not in captions:
-            raise UserError(f"{where}: image_id {key} is not among the images: correct the file")
-        captions[key].append(_value(annotation, "caption", where, (str,)))
-    return [_entry(image, tuple(captions[str(image["id"])]), f"{path}, image {image['id']}") for image in data["images"]]
+    """Return the listed images with their captions, in the file's order; ids become texts."""
+    data = validated(CocoFile, read_text(path), str(path))
+    entries: dict[str, Entry] = {}
+    for entry in data.images:
+        if entries.setdefault(entry.id, entry) is not entry:
+            raise UserError(f"{path}: image id {entry.id} is there twice: ids must be unique, remove one")
+    for annotation in data.annotations:
+        if annotation.image_id not in entries:
+            raise UserError(f"{path}: an annotation's image_id {annotation.image_id} is not among the images")
+        entries[annotation.image_id].captions.append(annotation.caption)
+    return data.images
 
 
 def read_folder_captions(path: Path) -> dict[str, list[str]]:
-    """Return captions by file name from one of CAPTION_FILES.
+    """Return captions by file name from one of CAPTION_FILES; those of one image add up.
 
     JSON: COCO captions, ``{name: caption or list}`` or a list of records; JSONL: one record a line; CSV: a header
-    with ``file_name`` and ``caption``. A record has ``file_name`` (or file, image, filename) and ``caption``,
-    ``captions`` or ``text``; records of one image add up.
+    with ``file_name`` and ``caption``.
     """
     known: dict[str, list[str]] = {}
-    readers = {".jsonl": _jsonl_records, ".csv": _csv_records, ".json": _json_records}
-    for where, name, texts in readers[path.suffix.lower()](path):
-        known.setdefault(_safe_name(name, where), []).extend(texts)
+    for where, data in {".jsonl": _jsonl_records, ".csv": _csv_records, ".json": _json_records}[path.suffix.lower()](path):
+        record = validated(Record, data, where)
+        known.setdefault(record.file_name, []).extend(record.captions)
     if not known:
         raise UserError(f"{path} has no captions: write some or remove the file")
     return known
 
 
-def _parse(text: str, where: str) -> Any:
-    """Parsed JSON. Half characters are refused here: they could not be written into any table."""
-    try:
-        data = json.loads(text)
-        if _HALF_CHARACTER.search(text):
-            json.dumps(data, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON ({error}): fetch or write it again") from error
-    return data
+def _jsonl_records(path: Path) -> Iterator[tuple[str, Any]]:
+    return ((f"{path} line {number}", line) for number, line in read_lines(path))
 
 
-def _value(record: Mapping[str, Any], key: str, where: str, types: tuple[type, ...]) -> Any:
-    """The value of a key; UserError if it is absent or of another type."""
-    value = record.get(key)
-    if value is None:
-        raise UserError(f"{where}: the key {key!r} is absent: correct the file")
-    if not isinstance(value, types) or isinstance(value, bool):
-        raise UserError(f"{where}: {key} {_shown.repr(value)} is not a "
-                        f"{'text' if types == (str,) else 'whole number or a text'}: correct the file")
-    return value
+def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
+    data = validated(dict[str, Any] | list[Any], read_text(path), str(path))
+    if isinstance(data, dict) and "annotations" in data:
+        data = [{"file_name": entry.file_name, "captions": entry.captions} for entry in read_coco(path)]
+    elif isinstance(data, dict):
+        data = [{"file_name": name, "captions": texts} for name, texts in data.items()]
+    return ((f"{path}[{index}]", record) for index, record in enumerate(data))
 
 
-def _safe_name(name: Any, where: str) -> str:
-    """A file name from a data file; UserError if it is none or leaves its folder (links there are the user's wish)."""
-    if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{where}: file name {_shown.repr(name)} is not a text: correct it")
-    pure = PurePosixPath(name)
-    outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name
-    if outside or any(ord(character) < 32 for character in name):
-        raise UserError(f"{where}: file name {_shown.repr(name)} leaves its folder: only names inside it are allowed")
-    return pure.as_posix()
-
-
-def _entry(image: Mapping[str, Any], captions: tuple[str, ...], where: str) -> Entry:
-    name = _safe_name(_value(image, "file_name", where, (str,)), where)
-    domain = _value(image, "domain", where, (str,)) if image.get("domain") is not None else None
-    links = {key: value for key, value in image.items() if key.endswith("_url") and isinstance(value, str)}
-    return Entry(str(image["id"]), name, captions, domain, links, (image.get("width"), image.get("height")))
-
-
-def _jsonl_records(path: Path) -> Iterator[Record]:
-    for number, line in read_lines(path):
-        yield _record(_parse(line, f"{path} line {number}"), f"{path} line {number}")
-
-
-def _csv_records(path: Path) -> Iterator[Record]:
+def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
     """Each line by itself, so that a quote which is not closed is an error there and takes no other line along."""
     header, delimiter = None, ","
     for number, line in read_lines(path):
         where = f"{path} line {number}"
-        if header is None:
-            delimiter = max(",;\t", key=line.count)
+        delimiter = delimiter if header else max(",;\t", key=line.count)
         try:
             fields = next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
         except csv.Error as error:
-            raise UserError(f"{where}: a quote is not closed, or the field is too long ({error}): "
-                            "write each caption on one line, in quotes") from error
+            raise UserError(f"{where}: a quote is not closed ({error}): write each caption on one line") from error
         if header is None:
             header = [field.strip().lower() for field in fields]
-            if not set(header) & set(_NAME_KEYS) or not set(header) & set(_CAPTION_KEYS):
+            if not set(header) & set(NAME_KEYS) or not set(header) & set(CAPTION_KEYS):
                 raise UserError(f"{where} has no columns file_name and caption: make file_name,caption the first line")
         elif len(fields) != len(header):
-            raise UserError(f"{where} has {len(fields)} fields, the header {len(header)}: put captions with a comma "
-                            "in quotes")
+            raise UserError(f"{where} has {len(fields)} fields, the header {len(header)}: put captions in quotes")
         else:
-            yield _record(dict(zip(header, fields, strict=True)), where)
-
-
-def _json_records(path: Path) -> Iterator[Record]:
-    data = read_json(path)
-    if isinstance(data, dict) and "annotations" in data:
-        for entry in read_coco(path):
-            yield str(path), entry.file_name, list(entry.captions)
-    elif isinstance(data, dict):
-        for name, texts in data.items():
-            yield _record({"file_name": name, "captions": texts}, f"{path}, {_shown.repr(name)}")
-    elif isinstance(data, list):
-        for index, record in enumerate(data):
-            yield _record(record, f"{path}[{index}]")
-    else:
-        raise UserError(f"{path}: expected an object or a list of captions")
-
-
-def _record(record: Any, where: str) -> Record:
-    """The file name and the captions of one record, under any of their usual keys."""
-    if not isinstance(record, Mapping):
-        raise UserError(f"{where}: expected a record with file_name and caption")
-    name = next((record[key] for key in _NAME_KEYS if record.get(key) is not None), None)
-    texts = next((record[key] for key in _CAPTION_KEYS if record.get(key) is not None), None)
-    if name is None or texts is None:
-        has = ", ".join(map(_shown.repr, list(record)[:9])) or "nothing"
-        raise UserError(f"{where}: needs file_name and caption, has {has}")
-    texts = [texts] if isinstance(texts, str) else texts
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: captions {_shown.repr(texts)} are neither a text nor a list of texts")
-    return where, name, texts
+            yield where, dict(zip(header, fields, strict=True))

@@ -1,9 +1,4 @@
-"""Datasets by name: sources with their references.
-
-- ``picturebook-coco``, ``picturebook-nocaps``: embedded, with true scenes;
-- ``coco`` (2,000 of Karpathy's test images, see ``lib.data.splits``), ``coco-val2014``, ``coco-val2017``,
-  ``nocaps``: in ``data/coco`` and ``data/nocaps``, or where COCO_DIR and NOCAPS_DIR point;
-- ``folder:PATH``, ``texts:FILE``: yours, see ``lib.data.own``.
+"""A dataset: sources with their references.
 
 A subset is drawn by hashing ids, so it does not depend on the order of the files, and a larger subset contains a
 smaller one. It is drawn from all *listed* images: fetching more never changes a draw, and a drawn image that is
@@ -14,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,16 +18,13 @@ from typing import Any
 
 from PIL import Image
 
-from lib.base import ROOT, UserError, folder_setting, stable_seed
-from lib.data.captions import Entry, read_coco, read_json, with_words
+from lib.base import UserError, stable_seed
 from lib.data.images import decode_image
-
-KARPATHY_SPLIT = ROOT / "data" / "splits" / "coco_karpathy.json"  # made by lib.data.splits
 
 
 @dataclass(frozen=True)
 class Item:
-    """One source: an image (path) with human captions, perhaps none, or a text (path None).
+    """One source: an image with human captions, perhaps none, or a text (path None).
 
     id: unique within the dataset; domain: NoCaps' in-domain, near-domain or out-domain; scene: the true scene as
     plain data (picture book only).
@@ -57,15 +49,16 @@ class Dataset:
 
     name: what seeds and folders call it (no path); address: the name that loads it again from anywhere;
     references: id -> captions of the FULL split, for document frequencies; absent: id -> file name of listed images
-    that are not there; notes: one-line remarks on what was read.
+    that are not there; notes: one-line remarks on what was read; remedy: how absent files come here.
     """
 
     name: str
+    address: str
     items: tuple[Item, ...]
     references: Mapping[str, tuple[str, ...]]
-    address: str
     absent: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    remedy: str = "add images to it"
 
     def __len__(self) -> int:
         return len(self.items)
@@ -83,31 +76,26 @@ class Dataset:
             return self
         kept = draw({item.id for item in self.items} | set(self.absent), self.name, n, seed)
         items = tuple(item for item in self.items if item.id in kept)
-        absent = {key: name for key, name in self.absent.items() if key in kept}
         if not items:
-            raise UserError(f"dataset {self.name}: none of the {len(kept)} images drawn with seed {seed} is there: "
-                            f"{_remedy(self.name)}")
-        return replace(self, items=items, absent=absent)
+            raise UserError(f"dataset {self.name}: none of the {n} images drawn with seed {seed} is there: {self.remedy}")
+        return replace(self, items=items, absent={key: name for key, name in self.absent.items() if key in kept})
 
     def feeds(self, task: str) -> str | None:
         """Return None if the ``image`` or ``text`` task has a source here, else one line on what is missing."""
         if task == "image" and not any(item.path for item in self.items):
-            return f"dataset {self.name} has no images, which image reconstruction starts from: {_remedy(self.name)}"
+            return f"dataset {self.name} has no images, which image reconstruction starts from: {self.remedy}"
         if task == "text" and not any(item.references for item in self.items):
-            return (f"dataset {self.name} has no captions, which text reconstruction starts from: add captions.json "
-                    "or captions.csv (data/README.md)")
+            return f"dataset {self.name} has no captions, which text reconstruction starts from: add captions.csv to it"
         return None
 
     def check_images(self) -> None:
         """Decode every image; UserError that names all that cannot be read, and why the first cannot."""
         items = [item for item in self.items if item.path]
         with ThreadPoolExecutor() as pool:
-            bad = [(item.id, str(error)) for item, error in zip(items, pool.map(_trouble, items), strict=True) if error]
-        if len(bad) > 1:
-            raise UserError(f"dataset {self.name}: {len(bad)} of {len(items)} images cannot be read: "
-                            f"{examples([name for name, _ in bad], 99)}; first: {bad[0][1]}")
+            bad = [(item.id, error) for item, error in zip(items, pool.map(_trouble, items), strict=True) if error]
         if bad:
-            raise UserError(bad[0][1])
+            raise UserError(f"dataset {self.name}: {len(bad)} of {len(items)} images cannot be read: "
+                            f"{examples([key for key, _ in bad], 99)}; {bad[0][1]}")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -118,8 +106,7 @@ class Dataset:
                 image = hashlib.sha256(item.path.read_bytes()).hexdigest() if item.path else None
             except OSError as error:
                 raise UserError(f"image {item.path} cannot be read ({error.strerror}): check the file") from error
-            record = [item.id, image, item.references, item.domain, item.scene]
-            digest.update(json.dumps(record, sort_keys=True).encode())
+            digest.update(json.dumps([item.id, image, item.references, item.domain, item.scene], sort_keys=True).encode())
         digest.update(json.dumps(sorted(self.references.items())).encode())
         return digest.hexdigest()
 
@@ -134,110 +121,13 @@ def draw(ids: Iterable[str], name: str, n: int, seed: int) -> frozenset[str]:
 def examples(names: Iterable[str], most: int = 3) -> str:
     """Return the first names in one line, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where a dataset lies below its root; of alternatives the first that exists counts."""
-
-    annotations: tuple[str, ...]
-    images: tuple[str, ...]
-    folder: str
-    variable: str = ""
-
-    def root(self) -> Path:
-        """Return the folder that the environment variable names, else the one in the repository."""
-        return Path(folder_setting(self.variable, ROOT / self.folder))
-
-    def annotation_file(self) -> Path | None:
-        """Return the annotation file, None if there is none."""
-        return next((self.root() / name for name in self.annotations if (self.root() / name).is_file()), None)
-
-    def image_folder(self) -> Path:
-        """Return the folder of the images: the first that exists, else where a fetch puts them."""
-        root = self.root()
-        return next((root / name for name in self.images if (root / name).is_dir()), root / self.images[0])
-
-
-_VAL2014 = Layout(("annotations/captions_val2014.json", "annotations/captions_val2014.json.gz", "captions_val2014.json"),
-                  ("val2014", "images/val2014", "images"), "data/coco", "COCO_DIR")
-LAYOUTS: dict[str, Layout] = {
-    "picturebook-coco": Layout(("annotations/captions_val.json",), ("images",), "data/picturebook/coco"),
-    "picturebook-nocaps": Layout(("annotations/nocaps_val.json",), ("images",), "data/picturebook/nocaps"),
-    "coco": _VAL2014,
-    "coco-val2014": _VAL2014,
-    "coco-val2017": Layout(("annotations/captions_val2017.json", "captions_val2017.json"),
-                           ("val2017", "images/val2017", "images"), "data/coco", "COCO_DIR"),
-    "nocaps": Layout(("annotations/nocaps_val_4500_captions.json", "annotations/nocaps_val.json",
-                      "nocaps_val_4500_captions.json"), ("images", "val", "validation", "val_imgs"),
-                     "data/nocaps", "NOCAPS_DIR"),
-}
-NAMES = (*LAYOUTS, "folder:PATH", "texts:FILE")
-
-
-def load_dataset(name: str) -> Dataset:
-    """Return the dataset of that name; UserError for an unknown name, absent or malformed files."""
-    from lib.data.own import load_folder, load_texts  # which itself makes a Dataset
-
-    kind, _, place = name.partition(":")
-    if name in LAYOUTS:
-        return _load_named(name, LAYOUTS[name])
-    if kind not in ("folder", "texts"):
-        raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(NAMES)}")
-    if not place.strip():
-        raise UserError(f"dataset {name!r}: add the path after the colon, as in {kind}:my/{kind}")
-    return load_folder(place) if kind == "folder" else load_texts(place)
-
-
-def listed(name: str) -> list[Entry]:
-    """Return the images that a named dataset lists, there or not; UserError if its annotation file is absent."""
-    layout = LAYOUTS[name]
-    annotation = layout.annotation_file()
-    if annotation is None:
-        raise UserError(f"dataset {name}: {layout.root() / layout.annotations[0]} is absent: {_remedy(name)}")
-    entries = read_coco(annotation)
-    if name == "coco":
-        split = frozenset(map(str, read_json(KARPATHY_SPLIT)["ids"]))
-        entries = [entry for entry in entries if entry.id in split]
-        if not entries:
-            raise UserError(f"{annotation}: none of the ids in {KARPATHY_SPLIT} is in it: wrong file?")
-    return entries
-
-
-def words_note(raw: Mapping[str, Iterable[str]], kept: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Return a remark on the captions that were left out because they have no word, none if none was."""
-    fewer = [key for key, texts in raw.items() if len(list(texts)) > len(kept[key])]
-    return [f"captions without a word were left out: {examples(fewer)}"] if fewer else []
-
-
-def _load_named(name: str, layout: Layout) -> Dataset:
-    """One of the datasets whose place is known. Without any image it has captions only."""
-    entries = listed(name)
-    raw = {entry.id: entry.captions for entry in entries}
-    captions = {key: with_words(texts) for key, texts in raw.items()}
-    images, scenes = layout.image_folder(), layout.root() / "scenes.json"
-    truth = read_json(scenes) if scenes.is_file() else {}
-    absent = {entry.id: entry.file_name for entry in entries if not (images / entry.file_name).is_file()}
-    none = len(absent) == len(entries)
-    items = tuple(Item(entry.id, None if none else images / entry.file_name, captions[entry.id], entry.domain,
-                       truth.get(entry.id)) for entry in entries if none or entry.id not in absent)
-    note = f"{name}: {len(entries) - len(absent):,} images, {sum(map(len, captions.values())):,} captions"
-    if absent:
-        note += f"; {len(absent):,} listed images are not in {images}, such as {next(iter(absent.values()))}"
-    if bare := [item.id for item in items if not item.references]:
-        note += f"; {len(bare):,} images without captions, such as {bare[0]}"
-    return Dataset(name, items, {key: texts for key, texts in captions.items() if texts}, name, absent,
-                   (note, *words_note(raw, captions)))
-
-
-def _remedy(name: str) -> str:
-    """How to get a dataset's absent files."""
-    variable = LAYOUTS[name].variable if name in LAYOUTS else ""
-    if name.startswith("picturebook-"):
-        return "run python -m lib.picturebook.build"
-    return (f"fetch them with ./run_all.sh --fetch --preset paper --dataset {name}, or set {variable} to a folder that "
-            "has the official files") if variable else "put the files there or correct the path"
+def remarks(line: str, raw: Mapping[str, Collection[str]], kept: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the line, and another one if captions were left out because they have no word."""
+    fewer = [key for key, texts in raw.items() if len(texts) > len(kept[key])]
+    return (line, f"captions without a word were left out: {examples(fewer)}") if fewer else (line,)
 
 
 def _trouble(item: Item) -> UserError | None:
