@@ -17,7 +17,6 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lib.base import ROOT, UserError, user_path
@@ -27,6 +26,8 @@ _SECRET_NAME = re.compile(r"(^|[_-]|api)(key|token|secret|password|authorization
 _SECRET_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@|[?&]([^=&]*[_-]|api)?(key|token|secret|password)=", re.IGNORECASE)
 _NOT_SECRET = re.compile(r"^(eos|bos|pad|sep|cls|mask|unk|sort|start|end|stop)_", re.IGNORECASE)
 DType = Literal["auto", "float32", "float16", "bfloat16"]
+# Known without asking diffusers, whose import takes seconds.
+_USUAL_SCHEDULERS = (None, "DPMSolverMultistepScheduler", "DDIMScheduler", "PNDMScheduler", "LCMScheduler")
 
 
 class Settings(BaseModel):
@@ -108,9 +109,12 @@ class GeneratorSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _scheduler(self) -> GeneratorSettings:
-        known = getattr(diffusers, self.scheduler, None) if self.scheduler else diffusers.SchedulerMixin
-        if not (isinstance(known, type) and issubclass(known, diffusers.SchedulerMixin)):
-            raise ValueError(f"scheduler = {self.scheduler!r} is no scheduler class of diffusers")
+        if self.scheduler not in _USUAL_SCHEDULERS:
+            import diffusers
+
+            known = getattr(diffusers, self.scheduler, None)
+            if not (isinstance(known, type) and issubclass(known, diffusers.SchedulerMixin)):
+                raise ValueError(f"scheduler = {self.scheduler!r} is no scheduler class of diffusers")
         if self.scheduler == "PNDMScheduler" and self.steps < 2:
             raise ValueError("steps = 1: PNDMScheduler needs at least 2")
         return self
