@@ -263,15 +263,11 @@ def duration(seconds: float) -> str:
 
 
 def prepared(given: Mapping[str, Any]) -> Runs:
-    """Return the runs that the parameters stand for, once their data is here; says what was read and is skipped."""
+    """Return the runs that the parameters stand for, once their data is here."""
     from lib.roundtrip import open_runs
 
     download(given, models=False)  # models are downloaded when a run needs them: finished rows need none
     runs = open_runs(*(given[name] for name in ("PRESET", "DATASET", "N_SOURCES", "N_CANDIDATES", "SEED")))
-    for note in [note for name in runs.datasets for note in runs.dataset(name).notes]:
-        print(note)
-    for reason in runs.skipped.values():
-        print(f"skipped: {reason}")
     if runs.preset.captioner.id.startswith("data/models/mini") and not all("picturebook" in d for d in runs.datasets):
         print("the mini models know only the objects of their picture book: use another preset for photographs")
     return runs
