@@ -26,26 +26,22 @@ CAPTION_KEYS = ("captions", "caption", "text")
 def _inside(name: str) -> str:
     """A file name as a POSIX path; ValueError if it leaves its folder (a link there is the user's wish)."""
     pure = PurePosixPath(name)
-    outside = not name.strip() or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name
-    if outside or any(ord(character) < 32 for character in name):
+    if not name.strip() or pure.is_absolute() or ".." in pure.parts or re.search(r"[\\:\x00-\x1f]", name):
         raise ValueError(f"file name {name[:100]!r} is empty or leaves its folder")
     return pure.as_posix()
 
 
 Id = Annotated[StrictInt | StrictStr, AfterValidator(str)]
 FileName = Annotated[StrictStr, AfterValidator(_inside)]
+Captions = Annotated[list[StrictStr], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
 class Entry(BaseModel):
-    """A listed image: its name in the image folder, NoCaps' domain, its URLs, its size in pixels, its captions."""
+    """A listed image: its name in the image folder, NoCaps' domain, its captions."""
 
     id: Id
     file_name: FileName
     domain: StrictStr | None = None
-    coco_url: str | None = None
-    flickr_url: str | None = None
-    width: int | None = None
-    height: int | None = None
     captions: list[str] = []
 
 
@@ -57,25 +53,24 @@ class Annotation(BaseModel):
 
 
 class CocoFile(BaseModel):
-    """``{"images": [...], "annotations": [...]}``; NoCaps is the same with a ``domain`` for each image."""
+    """The COCO captions format; NoCaps is the same with a ``domain`` for each image."""
 
     images: list[Entry] = Field(min_length=1)
     annotations: list[Annotation] = Field(min_length=1)
 
 
 class Record(BaseModel):
-    """The captions of one image in a folder of yours."""
+    """Captions of one image in a folder of yours."""
 
     file_name: FileName = Field(validation_alias=AliasChoices(*NAME_KEYS))
-    captions: Annotated[list[StrictStr], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = (
-        Field(validation_alias=AliasChoices(*CAPTION_KEYS)))
+    captions: Captions = Field(validation_alias=AliasChoices(*CAPTION_KEYS))
 
 
 def read_text(path: Path) -> str:
     """Return the content of a UTF-8 file (gzip if so named), without a byte-order mark."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return raw.decode("utf-8-sig")
+        raw = path.read_bytes()
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -88,16 +83,9 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if line.strip()]
 
 
-def validated(model: Any, data: Any, where: str) -> Any:
-    """Return data (JSON if a text) as a model; UserError that names the first place where it does not fit."""
-    adapter = TypeAdapter(model)
-    try:
-        return adapter.validate_json(data) if isinstance(data, str) else adapter.validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where}: {place + ': ' if place else ''}{first['msg']} (given: {first['input']!r:.80}): "
-                        "correct the file or fetch it again") from error
+def read_json(path: Path, model: Any = Any) -> Any:
+    """Return the content of a JSON file, as plain data or as a pydantic model."""
+    return _validated(model, read_text(path), str(path))
 
 
 def with_words(captions: Iterable[str]) -> tuple[str, ...]:
@@ -107,14 +95,14 @@ def with_words(captions: Iterable[str]) -> tuple[str, ...]:
 
 def read_coco(path: Path) -> list[Entry]:
     """Return the listed images with their captions, in the file's order; ids become texts."""
-    data = validated(CocoFile, read_text(path), str(path))
+    data = read_json(path, CocoFile)
     entries: dict[str, Entry] = {}
     for entry in data.images:
         if entries.setdefault(entry.id, entry) is not entry:
             raise UserError(f"{path}: image id {entry.id} is there twice: ids must be unique, remove one")
     for annotation in data.annotations:
         if annotation.image_id not in entries:
-            raise UserError(f"{path}: an annotation's image_id {annotation.image_id} is not among the images")
+            raise UserError(f"{path}: no image has the image_id {annotation.image_id} of an annotation: correct it")
         entries[annotation.image_id].captions.append(annotation.caption)
     return data.images
 
@@ -126,30 +114,43 @@ def read_folder_captions(path: Path) -> dict[str, list[str]]:
     with ``file_name`` and ``caption``.
     """
     known: dict[str, list[str]] = {}
-    for where, data in {".jsonl": _jsonl_records, ".csv": _csv_records, ".json": _json_records}[path.suffix.lower()](path):
-        record = validated(Record, data, where)
+    for where, data in _records(path):
+        record = _validated(Record, data, where)
         known.setdefault(record.file_name, []).extend(record.captions)
     if not known:
         raise UserError(f"{path} has no captions: write some or remove the file")
     return known
 
 
-def _jsonl_records(path: Path) -> Iterator[tuple[str, Any]]:
-    return ((f"{path} line {number}", line) for number, line in read_lines(path))
+def _validated(model: Any, data: Any, where: str) -> Any:
+    """Data (JSON if a text) as a model; UserError that names the first place where it does not fit."""
+    adapter = TypeAdapter(model)
+    try:
+        return adapter.validate_json(data) if isinstance(data, str) else adapter.validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{'.'.join(map(str, (where, *first['loc'])))}: {first['msg']} (given: "
+                        f"{first['input']!r:.80}): correct the file or fetch it again") from error
 
 
-def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    data = validated(dict[str, Any] | list[Any], read_text(path), str(path))
-    if isinstance(data, dict) and "annotations" in data:
-        data = [{"file_name": entry.file_name, "captions": entry.captions} for entry in read_coco(path)]
-    elif isinstance(data, dict):
-        data = [{"file_name": name, "captions": texts} for name, texts in data.items()]
-    return ((f"{path}[{index}]", record) for index, record in enumerate(data))
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place for messages and content of each record."""
+    if path.suffix.lower() == ".csv":
+        yield from _csv_records(path)
+    elif path.suffix.lower() == ".jsonl":
+        yield from ((f"{path} line {number}", line) for number, line in read_lines(path))
+    else:
+        data = read_json(path, dict[str, Any] | list[Any])
+        if isinstance(data, dict) and "annotations" in data:
+            data = {entry.file_name: entry.captions for entry in read_coco(path)}
+        if isinstance(data, dict):
+            data = [{"file_name": name, "captions": texts} for name, texts in data.items()]
+        yield from ((f"{path}[{index}]", record) for index, record in enumerate(data))
 
 
 def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
     """Each line by itself, so that a quote which is not closed is an error there and takes no other line along."""
-    header, delimiter = None, ","
+    header: list[str] = []
     for number, line in read_lines(path):
         where = f"{path} line {number}"
         delimiter = delimiter if header else max(",;\t", key=line.count)
@@ -157,11 +158,10 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
             fields = next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
         except csv.Error as error:
             raise UserError(f"{where}: a quote is not closed ({error}): write each caption on one line") from error
-        if header is None:
-            header = [field.strip().lower() for field in fields]
-            if not set(header) & set(NAME_KEYS) or not set(header) & set(CAPTION_KEYS):
-                raise UserError(f"{where} has no columns file_name and caption: make file_name,caption the first line")
-        elif len(fields) != len(header):
+        if header and len(fields) != len(header):
             raise UserError(f"{where} has {len(fields)} fields, the header {len(header)}: put captions in quotes")
-        else:
+        if header:
             yield where, dict(zip(header, fields, strict=True))
+        header = header or [field.strip().lower() for field in fields]
+        if not set(header) & set(NAME_KEYS) or not set(header) & set(CAPTION_KEYS):
+            raise UserError(f"{where} has no columns file_name and caption: make file_name,caption the first line")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -77,7 +76,7 @@ class Dataset:
         kept = draw({item.id for item in self.items} | set(self.absent), self.name, n, seed)
         items = tuple(item for item in self.items if item.id in kept)
         if not items:
-            raise UserError(f"dataset {self.name}: none of the {n} images drawn with seed {seed} is there: {self.remedy}")
+            raise UserError(f"dataset {self.name}: no image drawn with seed {seed} is there: {self.remedy}")
         return replace(self, items=items, absent={key: name for key, name in self.absent.items() if key in kept})
 
     def feeds(self, task: str) -> str | None:
@@ -90,12 +89,15 @@ class Dataset:
 
     def check_images(self) -> None:
         """Decode every image; UserError that names all that cannot be read, and why the first cannot."""
-        items = [item for item in self.items if item.path]
-        with ThreadPoolExecutor() as pool:
-            bad = [(item.id, error) for item, error in zip(items, pool.map(_trouble, items), strict=True) if error]
+        bad: dict[str, UserError] = {}
+        for item in self.items:
+            try:
+                item.image() if item.path else None
+            except UserError as error:
+                bad[item.id] = error
         if bad:
-            raise UserError(f"dataset {self.name}: {len(bad)} of {len(items)} images cannot be read: "
-                            f"{examples([key for key, _ in bad], 99)}; {bad[0][1]}")
+            raise UserError(f"dataset {self.name}: {len(bad)} of {len(self.items)} images cannot be read: "
+                            f"{examples(bad, 99)}; {next(iter(bad.values()))}")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -106,7 +108,8 @@ class Dataset:
                 image = hashlib.sha256(item.path.read_bytes()).hexdigest() if item.path else None
             except OSError as error:
                 raise UserError(f"image {item.path} cannot be read ({error.strerror}): check the file") from error
-            digest.update(json.dumps([item.id, image, item.references, item.domain, item.scene], sort_keys=True).encode())
+            record = [item.id, image, item.references, item.domain, item.scene]
+            digest.update(json.dumps(record, sort_keys=True).encode())
         digest.update(json.dumps(sorted(self.references.items())).encode())
         return digest.hexdigest()
 
@@ -118,22 +121,12 @@ def draw(ids: Iterable[str], name: str, n: int, seed: int) -> frozenset[str]:
     return frozenset(sorted(ids, key=lambda key: (stable_seed(seed, "subset", name, key), key))[:n])
 
 
-def examples(names: Iterable[str], most: int = 3) -> str:
+def examples(names: Collection[str], most: int = 3) -> str:
     """Return the first names in one line, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    return ", ".join(list(names)[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def remarks(line: str, raw: Mapping[str, Collection[str]], kept: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """Return the line, and another one if captions were left out because they have no word."""
     fewer = [key for key, texts in raw.items() if len(texts) > len(kept[key])]
     return (line, f"captions without a word were left out: {examples(fewer)}") if fewer else (line,)
-
-
-def _trouble(item: Item) -> UserError | None:
-    """Why an image cannot be read, None if it can."""
-    try:
-        item.image()
-    except UserError as error:
-        return error
-    return None
