@@ -1,6 +1,6 @@
-"""Caption files: COCO and NoCaps JSON, and those that lie in a folder of yours.
+"""Caption files: COCO and NoCaps JSON, and those that lie in a folder of yours. Only LF, CR LF and CR end a line.
 
-UserErrors name the file, the place in it and the remedy. Only LF, CR LF and CR end a line.
+UserErrors name the file, the place in it and the remedy.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, StrictInt, StrictStr, TypeAdapter
-from pydantic import ValidationError
+import pydantic
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, StrictInt, StrictStr
 
 from lib.base import UserError
 
 CAPTION_FILES = ("captions.json", "captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
-NAME_KEYS = ("file_name", "file", "image", "filename")
-CAPTION_KEYS = ("captions", "caption", "text")
+NAME_KEYS, CAPTION_KEYS = ("file_name", "file", "image", "filename"), ("captions", "caption", "text")
 
 
 def _inside(name: str) -> str:
@@ -36,7 +35,7 @@ FileName = Annotated[StrictStr, AfterValidator(_inside)]
 Captions = Annotated[list[StrictStr], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
-class Entry(BaseModel):
+class Entry(pydantic.BaseModel):
     """A listed image: its name in the image folder, NoCaps' domain, its captions."""
 
     id: Id
@@ -45,23 +44,17 @@ class Entry(BaseModel):
     captions: list[str] = []
 
 
-class Annotation(BaseModel):
-    """One caption of a COCO file."""
-
+class _Annotation(pydantic.BaseModel):
     image_id: Id
     caption: StrictStr
 
 
-class CocoFile(BaseModel):
-    """The COCO captions format; NoCaps is the same with a ``domain`` for each image."""
-
+class _CocoFile(pydantic.BaseModel):
     images: list[Entry] = Field(min_length=1)
-    annotations: list[Annotation] = Field(min_length=1)
+    annotations: list[_Annotation] = Field(min_length=1)
 
 
-class Record(BaseModel):
-    """Captions of one image in a folder of yours."""
-
+class _Record(pydantic.BaseModel):
     file_name: FileName = Field(validation_alias=AliasChoices(*NAME_KEYS))
     captions: Captions = Field(validation_alias=AliasChoices(*CAPTION_KEYS))
 
@@ -83,9 +76,15 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if line.strip()]
 
 
-def read_json(path: Path, model: Any = Any) -> Any:
-    """Return the content of a JSON file, as plain data or as a pydantic model."""
-    return _validated(model, read_text(path), str(path))
+def validated(model: Any, data: Any, where: str) -> Any:
+    """Return data (JSON if a text) as a pydantic model; UserError that names the first place where it does not fit."""
+    adapter = pydantic.TypeAdapter(model)
+    try:
+        return adapter.validate_json(data) if isinstance(data, str) else adapter.validate_python(data)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{'.'.join(map(str, (where, *first['loc'])))}: {first['msg']} (given: "
+                        f"{first['input']!r:.80}): correct the file or fetch it again") from error
 
 
 def with_words(captions: Iterable[str]) -> tuple[str, ...]:
@@ -94,12 +93,11 @@ def with_words(captions: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_coco(path: Path) -> list[Entry]:
-    """Return the listed images with their captions, in the file's order; ids become texts."""
-    data = read_json(path, CocoFile)
-    entries: dict[str, Entry] = {}
-    for entry in data.images:
-        if entries.setdefault(entry.id, entry) is not entry:
-            raise UserError(f"{path}: image id {entry.id} is there twice: ids must be unique, remove one")
+    """Return the images of a file in the COCO or NoCaps format with their captions, in its order; ids become texts."""
+    data = validated(_CocoFile, read_text(path), str(path))
+    entries = {entry.id: entry for entry in data.images}
+    if len(entries) < len(data.images):
+        raise UserError(f"{path}: an image id is there twice: ids must be unique")
     for annotation in data.annotations:
         if annotation.image_id not in entries:
             raise UserError(f"{path}: no image has the image_id {annotation.image_id} of an annotation: correct it")
@@ -113,39 +111,24 @@ def read_folder_captions(path: Path) -> dict[str, list[str]]:
     JSON: COCO captions, ``{name: caption or list}`` or a list of records; JSONL: one record a line; CSV: a header
     with ``file_name`` and ``caption``.
     """
+    readers = {".csv": _csv_records, ".json": _json_records,
+               ".jsonl": lambda path: ((f"{path} line {number}", line) for number, line in read_lines(path))}
     known: dict[str, list[str]] = {}
-    for where, data in _records(path):
-        record = _validated(Record, data, where)
+    for where, data in readers[path.suffix.lower()](path):
+        record = validated(_Record, data, where)
         known.setdefault(record.file_name, []).extend(record.captions)
     if not known:
         raise UserError(f"{path} has no captions: write some or remove the file")
     return known
 
 
-def _validated(model: Any, data: Any, where: str) -> Any:
-    """Data (JSON if a text) as a model; UserError that names the first place where it does not fit."""
-    adapter = TypeAdapter(model)
-    try:
-        return adapter.validate_json(data) if isinstance(data, str) else adapter.validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{'.'.join(map(str, (where, *first['loc'])))}: {first['msg']} (given: "
-                        f"{first['input']!r:.80}): correct the file or fetch it again") from error
-
-
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Place for messages and content of each record."""
-    if path.suffix.lower() == ".csv":
-        yield from _csv_records(path)
-    elif path.suffix.lower() == ".jsonl":
-        yield from ((f"{path} line {number}", line) for number, line in read_lines(path))
-    else:
-        data = read_json(path, dict[str, Any] | list[Any])
-        if isinstance(data, dict) and "annotations" in data:
-            data = {entry.file_name: entry.captions for entry in read_coco(path)}
-        if isinstance(data, dict):
-            data = [{"file_name": name, "captions": texts} for name, texts in data.items()]
-        yield from ((f"{path}[{index}]", record) for index, record in enumerate(data))
+def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
+    data = validated(dict[str, Any] | list[Any], read_text(path), str(path))
+    if isinstance(data, dict) and "annotations" in data:
+        data = {entry.file_name: entry.captions for entry in read_coco(path)}
+    if isinstance(data, dict):
+        data = [{"file_name": name, "captions": texts} for name, texts in data.items()]
+    return ((f"{path}[{index}]", record) for index, record in enumerate(data))
 
 
 def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:

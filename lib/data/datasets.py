@@ -46,9 +46,9 @@ class Item:
 class Dataset:
     """Items, and what was read to get them.
 
-    name: what seeds and folders call it (no path); address: the name that loads it again from anywhere;
-    references: id -> captions of the FULL split, for document frequencies; absent: id -> file name of listed images
-    that are not there; notes: one-line remarks on what was read; remedy: how absent files come here.
+    name: without path, for seeds and folders; address: the name that loads it again from anywhere; references: id ->
+    captions of the FULL split, for document frequencies; absent: id -> file name of listed images that are not
+    there; notes: one-line remarks on what was read; remedy: how absent files come here.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Dataset:
     references: Mapping[str, tuple[str, ...]]
     absent: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    remedy: str = "add images to it"
+    remedy: str = "use folder:PATH for images"
 
     def __len__(self) -> int:
         return len(self.items)

@@ -25,20 +25,22 @@ from lib.data.named import NAMED, listed, place
 AT_ONCE = 16  # images fetched at the same time
 RETRY = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
 AGENT = {"User-Agent": "captioner-generator-compendium"}  # some hosts refuse the libraries' own names
-_GONE = (403, 404, 410)  # a bucket that may not be listed answers 403 for an absent file
 
 
 def missing_files(names: Sequence[str], n: int, seed: int) -> list[tuple[str, int]]:
     """Return what the datasets lack for n sources each: (what, bytes, estimated), empty if nothing."""
     missing = []
-    for name in _fetchable(names):
+    for name in names:
+        source = NAMED.get(name, {})
+        if "url" not in source:
+            continue
         if place(name)[1].is_file():
             wanted = len(_missing_images(name, n, seed))
         else:
-            missing.append((f"captions of {name}", NAMED[name]["size"]))
-            wanted = min(n, NAMED[name].get("split_size", NAMED[name]["listed"]))
+            missing.append((f"captions of {name}", source["size"]))
+            wanted = min(n, source.get("split_size", source["listed"]))
         if wanted:
-            missing.append((f"{wanted:,} images of {name}", wanted * NAMED[name]["image_size"]))
+            missing.append((f"{wanted:,} images of {name}", wanted * source["image_size"]))
     return missing
 
 
@@ -48,23 +50,19 @@ def fetch(names: Sequence[str], n: int, seed: int) -> bool:
     What is there stays, so that an interrupted fetch goes on. UserError in one line where captions cannot be had;
     images that cannot be had are printed and count as missing.
     """
-    missing = missing_files(names, n, seed)
-    if missing and os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
-        what = ", ".join(f"{part} (about {size / 1e6:,.1f} MB)" for part, size in missing)
-        line = f"missing: {what}; HF_HUB_OFFLINE is set: fetch on a connected machine with ./run_all.sh --fetch"
-        if any(part.startswith("captions") for part, _ in missing):
-            raise UserError(line)
-        print(line)
-    elif missing:
-        for name in _fetchable(names):
-            if not place(name)[1].is_file():
-                _fetch_annotation(name)
-            _fetch_images(name, _missing_images(name, n, seed))
+    for name in [name for name in names if missing_files([name], n, seed)]:
+        captions = place(name)[1].is_file()
+        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+            what = ", ".join(f"{what} (about {size / 1e6:,.1f} MB)" for what, size in missing_files([name], n, seed))
+            line = f"missing: {what}; HF_HUB_OFFLINE is set: fetch on a connected machine with ./run_all.sh --fetch"
+            if not captions:
+                raise UserError(line)
+            print(line)
+            continue
+        if not captions:
+            _fetch_annotation(name)
+        _fetch_images(name, _missing_images(name, n, seed))
     return not missing_files(names, n, seed)
-
-
-def _fetchable(names: Sequence[str]) -> list[str]:
-    return [name for name in names if "url" in NAMED.get(name, {})]
 
 
 def _missing_images(name: str, n: int, seed: int) -> list[Entry]:
@@ -79,26 +77,27 @@ def _fetch_annotation(name: str) -> None:
     source, (root, target, _) = NAMED[name], place(name)
     folder, file, member = root / f".fetch-{name}", source["url"].rpartition("/")[2], source.get("member")
     unzip = pooch.Unzip(members=[member], extract_dir=".") if member else None
-    server = pooch.create(folder, "", registry={file: source.get("sha256")}, urls={file: source["url"]}, retry_if_failed=3)
-    download = pooch.HTTPDownloader(headers=AGENT, progressbar=True, timeout=60)
+    server = pooch.create(folder, "", registry={file: source.get("sha256")}, urls={file: source["url"]},
+                          retry_if_failed=3)
     try:
-        server.fetch(file, processor=unzip, downloader=download)
+        server.fetch(file, unzip, pooch.HTTPDownloader(headers=AGENT, progressbar=True, timeout=60))
         content = folder / (member or file)
         if len(read_coco(content)) != source["listed"]:
             raise UserError(f"{source['url']} does not list {source['listed']:,} images: it is not the known file")
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(content, target)
     except (OSError, ValueError, KeyError, UserError) as error:  # of the network, the hash, the archive, the content
-        raise UserError(f"captions of {name} cannot be fetched ({error}): run again, or put the file of {source['page']} "
-                        f"at {target}") from error
+        raise UserError(f"captions of {name} cannot be fetched ({error}): run again, or put the file of "
+                        f"{source['page']} at {target}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fetch_images(name: str, wanted: list[Entry]) -> None:
-    """Fetch images, several at once; what no server has is printed, and what keeps the rest from coming."""
+    """Fetch images, several at once; print what no server has, or what keeps the rest from coming."""
     with requests.Session() as session:
-        session.mount("https://", HTTPAdapter(pool_maxsize=AT_ONCE, max_retries=RETRY))
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, HTTPAdapter(pool_maxsize=AT_ONCE, max_retries=RETRY))
         session.headers.update(AGENT)
         try:
             gone = list(filter(None, thread_map(partial(_fetch_image, name, session), wanted, max_workers=AT_ONCE,
@@ -120,7 +119,7 @@ def _fetch_image(name: str, session: requests.Session, entry: Entry) -> str | No
         url = url.format(file=quote(entry.file_name), stem=quote(Path(entry.file_name).stem))
         try:
             answer = session.get(url, timeout=60)
-            if answer.status_code in _GONE:
+            if answer.status_code in (403, 404, 410):  # a bucket that may not be listed answers 403 for an absent file
                 raise UserError(f"{url}: {answer.status_code} {answer.reason}")
             answer.raise_for_status()
             decode_image(answer.content, url)  # a portal or proxy may answer with a page of its own

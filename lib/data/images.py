@@ -47,13 +47,6 @@ def decode_image(source: bytes | Path, name: str = "") -> Image.Image:
         raise UserError(f"image {name} is damaged or cut off ({error}): replace it") from error
 
 
-def png_bytes(pixels: np.ndarray) -> bytes:
-    """Return uint8 pixels (H, W, 3) as PNG; the same pixels give the same bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6)
-    return buffer.getvalue()
-
-
 def _decode_whole(data: bytes, name: str) -> Image.Image:
     """The decoded image. What follows a complete JPEG does not change it, what follows a cut one does."""
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.base import ROOT, UserError, folder_setting, stable_seed
-from lib.data.captions import Entry, read_coco, read_json, with_words
+from lib.data.captions import Entry, read_coco, read_text, validated, with_words
 from lib.data.datasets import Dataset, Item, remarks
 
 _TABLES = tomllib.loads((ROOT / "data" / "datasets.toml").read_text(encoding="utf-8"))
@@ -34,7 +34,8 @@ def split_ids(name: str) -> frozenset[str]:
         return frozenset()
     lines = (ROOT / NAMED[name]["split"]).read_text(encoding="utf-8").splitlines()
     ids = [key for line in lines if not line.startswith("#") for key in line.split()]
-    return frozenset(sorted(ids, key=lambda key: (stable_seed(0, "coco-karpathy", key), key))[:NAMED[name]["split_size"]])
+    ids.sort(key=lambda key: (stable_seed(0, "coco-karpathy", key), key))
+    return frozenset(ids[:NAMED[name]["split_size"]])
 
 
 def listed(name: str) -> list[Entry]:
@@ -51,7 +52,8 @@ def listed(name: str) -> list[Entry]:
 def load_named(name: str) -> Dataset:
     """Return one of these datasets; where no image is there, it has captions only."""
     entries, (root, _, folder) = listed(name), place(name)
-    scenes = read_json(root / "scenes.json", dict[str, dict]) if (root / "scenes.json").is_file() else {}
+    truth = root / "scenes.json"
+    scenes = validated(dict[str, dict], read_text(truth), str(truth)) if truth.is_file() else {}
     raw = {entry.id: entry.captions for entry in entries}
     captions = {key: with_words(texts) for key, texts in raw.items()}
     absent = {entry.id: entry.file_name for entry in entries if not (folder / entry.file_name).is_file()}

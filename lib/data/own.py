@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from unicodedata import normalize
 
 from lib.base import UserError, user_path
@@ -20,9 +20,9 @@ from lib.data.images import EXTENSIONS
 
 
 def load_folder(place: str) -> Dataset:
-    """Return the images of a folder with their captions; its note says what was matched and what passed over.
+    """Return the images of a folder with their captions, without any image the captions alone.
 
-    Without any image it has the captions only.
+    Its note says what was matched and what passed over.
     """
     folder = _absolute(place)
     if not folder.is_dir():
@@ -31,19 +31,24 @@ def load_folder(place: str) -> Dataset:
     images = [name for name in names if _suffix(name) in EXTENSIONS]
     known, files = _read_captions(folder, names, images)
     passed.update(map(_why_passed_over, sorted(set(names) - {*images, *files})))
-    over = "".join(f", {count} {reason}" for reason, count in sorted(passed.items()) if count)
-    over = f"; passed over: {over[2:]}" if over else ""
+    over = "; passed over: " * bool(+passed) + ", ".join(f"{n} {reason}" for reason, n in sorted((+passed).items()))
     if not images and not known:
         raise UserError(f"folder {folder} has no images ({', '.join(sorted(EXTENSIONS))}){over}")
-    matched = match_names(known, images or known)
     raw: dict[str, list[str]] = {name: [] for name in images or known}
+    matched = match_names(known, raw)
     for name, image in matched.items():
         raw[image] += [text for text in known[name] if text not in raw[image]]
-    captions = {name: with_words(lines) for name, lines in raw.items()}
-    items = tuple(Item(name, folder / name if images else None, captions[name]) for name in raw)
-    line = _summary(folder.name, images, captions, [name for name in known if name not in matched]) + over
-    return Dataset(folder.name or "folder", f"folder:{folder}", items,
-                   {name: lines for name, lines in captions.items() if lines}, notes=remarks(line, raw, captions))
+    captions = {name: with_words(texts) for name, texts in raw.items()}
+    bare = [name for name, texts in captions.items() if not texts]
+    line = f"folder {folder.name}: {len(images):,} images, {len(captions) - len(bare):,} with captions"
+    if 0 < len(bare) < len(captions):
+        line += f"; {len(bare):,} without captions, such as {examples(bare)}"
+    if lost := [name for name in known if name not in matched]:
+        line += f"; captions of {len(lost):,} names fit no image, such as {examples(lost)}"
+    items = tuple(Item(name, folder / name if images else None, texts) for name, texts in captions.items())
+    references = {name: texts for name, texts in captions.items() if texts}
+    return Dataset(folder.name or "folder", f"folder:{folder}", items, references,
+                   notes=remarks(line + over, raw, captions))
 
 
 def load_texts(place: str) -> Dataset:
@@ -56,9 +61,8 @@ def load_texts(place: str) -> Dataset:
     items = tuple(Item(key, None, lines) for key, lines in prompts.items() if lines)
     if not items:
         raise UserError(f"text file {path} has no text: write one prompt a line")
-    line = f"texts {path.name}: {len(items):,} prompts"
-    return Dataset(path.stem, f"texts:{path}", items, {item.id: item.references for item in items},
-                   notes=remarks(line, raw, prompts), remedy="name a folder of images instead")
+    notes = remarks(f"texts {path.name}: {len(items):,} prompts", raw, prompts)
+    return Dataset(path.stem, f"texts:{path}", items, {item.id: item.references for item in items}, notes=notes)
 
 
 def match_names(names: Iterable[str], images: Collection[str]) -> dict[str, str]:
@@ -67,19 +71,24 @@ def match_names(names: Iterable[str], images: Collection[str]) -> dict[str, str]
     for image in images:
         found[normalize("NFC", image)].add(image)
         found[os.path.splitext(normalize("NFC", image))[0]].add(image)
-    fitting = {name: {name} & set(images) or found[normalize("NFC", name)] for name in names}
+    exact = set(images)
+    fitting = {name: {name} & exact or found[normalize("NFC", name)] for name in names}
     return {name: min(fits) for name, fits in fitting.items() if len(fits) == 1}
 
 
 def _absolute(place: str) -> Path:
-    _check_name(place, "dataset")
-    return Path(os.path.abspath(str(user_path(place.strip()))))
+    return Path(os.path.abspath(str(user_path(_check_name(place.strip(), "dataset")))))
 
 
-def _check_name(name: str, where: str) -> None:
-    """UserError for a name that no table and no line of a message can hold."""
+def _check_name(name: str, where: str) -> str:
+    """The name; UserError if no table and no line of a message can hold it."""
     if any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in name):
         raise UserError(f"{where}: file name {name!a} is not UTF-8 or has a control character: rename it")
+    return name
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
@@ -87,54 +96,39 @@ def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
     names, passed, seen = [], Counter(), {os.path.realpath(folder)}
     for here, folders, files in os.walk(folder, followlinks=True,
                                         onerror=lambda _: passed.update(["folder that cannot be read"])):
-        inside = {name: os.path.realpath(os.path.join(here, name)) for name in sorted(folders) if name[0] != "."}
-        folders[:] = sorted((name for name in inside if inside[name] not in seen),
-                            key=lambda name: os.path.islink(os.path.join(here, name)))
-        passed["linked folder that was read already"] += len(inside) - len(folders)
-        seen.update(inside.values())
+        inside = {os.path.join(here, name): name for name in sorted(folders) if name[0] != "."}
+        folders.clear()
+        for path in sorted(inside, key=os.path.islink):  # real folders first
+            new = os.path.realpath(path) not in seen
+            seen.add(os.path.realpath(path))
+            folders += [inside[path]] * new
+            passed["linked folder that was read already"] += not new
         for path in (Path(here, name) for name in files):
             if path.name.startswith("."):
                 passed["hidden image"] += _suffix(path.name) in EXTENSIONS
             elif not path.is_file():
                 passed["broken link"] += 1
             else:
-                names.append(path.relative_to(folder).as_posix())
-                _check_name(names[-1], f"folder {folder}")
+                names.append(_check_name(path.relative_to(folder).as_posix(), f"folder {folder}"))
     return sorted(names), passed
 
 
 def _read_captions(folder: Path, names: list[str], images: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Captions by path within the folder, from captions files and texts beside images, and the files read."""
     known: dict[str, list[str]] = {}
-    files: dict[PurePosixPath, str] = {}
+    files: dict[str, str] = {}
     for name in names:
-        parent = PurePosixPath(name).parent
-        if PurePosixPath(name).name.lower() in CAPTION_FILES:
-            if parent in files:
+        parent, base = os.path.split(name)
+        if base.lower() in CAPTION_FILES:
+            if files.setdefault(parent, name) != name:
                 raise UserError(f"folder {folder} has {files[parent]} and {name}: keep one captions file")
-            files[parent] = name
             for key, captions in read_folder_captions(folder / name).items():
-                known.setdefault((parent / key).as_posix(), []).extend(captions)
+                known.setdefault(os.path.join(parent, key), []).extend(captions)
     beside = match_names([name[:-4] for name in names if _suffix(name) == ".txt"], images)
     texts = [name for name in names if _suffix(name) == ".txt" and name[:-4] in beside]
     for name in texts:
         known.setdefault(name[:-4], []).extend(line.strip() for _, line in read_lines(folder / name))
     return known, [*files.values(), *texts]
-
-
-def _summary(name: str, images: list[str], captions: Mapping[str, tuple[str, ...]], unmatched: list[str]) -> str:
-    """One line: images, captions matched, images without captions, captions without image."""
-    bare = [key for key in captions if not captions[key]]
-    line = f"folder {name}: {len(images):,} images, {len(captions) - len(bare):,} with captions"
-    if bare and len(bare) < len(captions):
-        line += f"; {len(bare):,} without captions, such as {examples(bare)}"
-    if unmatched:
-        line += f"; captions of {len(unmatched):,} names fit no image, such as {examples(unmatched)}"
-    return line
-
-
-def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
 
 
 def _why_passed_over(name: str) -> str:
