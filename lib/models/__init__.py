@@ -131,5 +131,5 @@ def unknown_words(model: Any, text: str) -> list[str]:
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None or len(tokenizer) > 5000:
         return []
-    pieces = {word: tokenizer.tokenize(word) for word in re.findall(r"\w+", text.lower())}
+    pieces = {word: tokenizer.tokenize(word) for word in re.findall(r"(?<!')\b\w+", text.lower())}
     return [word for word, found in pieces.items() if len(found) > 1 or found == [tokenizer.unk_token]]

@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList
 
 from lib.base import UserError
 from lib.models.device import Batches, pick_device, pick_dtype
-from lib.models.hub import model_folder
+from lib.models.hub import folder_of, wanted
 from lib.models.loading import check_end_token, check_tokenizer, finite, load_processor, load_transformer, loading
 from lib.models.sampling import RowSampler
 from lib.models.types import Caption, as_pil
@@ -42,12 +42,12 @@ class Captioner:
         self.settings = settings
         self.device = pick_device(device)
         self.dtype = pick_dtype(settings.dtype, self.device, self.half_on_gpu)
-        self.folder = model_folder(settings)
+        self.folder = folder_of(wanted(settings)[0])
         self._batches = Batches(settings.batch_size, f"captioner {settings.id}")
         with loading(settings.id):
             self._load()
         check_tokenizer(self.tokenizer, self.model.get_input_embeddings().num_embeddings, settings.id)
-        if not set(self._end) & set(self.tokenizer.get_vocab().values()):
+        if not set(self._end) <= set(self.tokenizer.get_vocab().values()):
             raise UserError(f"model {settings.id} ends captions with token {self._end}, which its tokenizer does not "
                             "have: use the model's own tokenizer files")
         for decoding in (settings.sender, settings.receiver):
@@ -175,6 +175,9 @@ class Blip(Captioner):
         config = self.model.config.text_config
         self._start, self._end, self._pad = config.bos_token_id, (config.sep_token_id,), config.pad_token_id
         check_end_token(config.sep_token_id, self.tokenizer, self.settings.id, "sep_token_id")
+        if self._start != (self.tokenizer.bos_token_id or self._start) or self._start >= config.vocab_size:
+            raise UserError(f"model {self.settings.id} starts captions with token {self._start}, which is not its "
+                            "tokenizer's: set bos_token_id in its config.json")
 
     def _rows(self, images: list[Image.Image], seeds: list[int], each: int, decoding: Decoding) -> list[Caption]:
         features = self.model.vision_model(self._pixels(images)).last_hidden_state  # (b, T, D)

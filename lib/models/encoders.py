@@ -12,7 +12,7 @@ from PIL import Image
 
 from lib.base import UserError
 from lib.models.device import Batches, pick_device, pick_dtype
-from lib.models.hub import model_folder
+from lib.models.hub import folder_of, wanted
 from lib.models.loading import check_clip_text, check_tokenizer, finite, load_processor, load_transformer, loading
 from lib.models.types import as_pil
 from lib.presets import EncoderSettings
@@ -32,7 +32,7 @@ class Encoder:
         self.device = pick_device(device)
         # Similarities are compared closely, and float32 is cheap here.
         self.dtype = pick_dtype(settings.dtype, self.device, half_on_gpu=False)
-        self.folder = model_folder(settings)
+        self.folder = folder_of(wanted(settings)[0])
         self._batches = Batches(settings.batch_size, f"encoder {settings.id}")
         with loading(settings.id):
             self._load()

@@ -13,8 +13,8 @@ import torch
 
 from lib.base import UserError
 from lib.models.device import Batches, pick_device, pick_dtype
-from lib.models.hub import lora_folder, model_folder
-from lib.models.loading import check_clip_text, check_tokenizer, finite, loading
+from lib.models.hub import folder_of, wanted
+from lib.models.loading import check_clip_text, check_tokenizer, finite, loading, quiet
 from lib.models.types import Images
 from lib.presets import GeneratorSettings
 
@@ -31,7 +31,7 @@ class Diffusers:
     def __init__(self, settings: GeneratorSettings, device: str | torch.device | None = None) -> None:
         self.settings = settings
         self.device = pick_device(device)
-        self.folder = model_folder(settings)
+        self.folder = folder_of(wanted(settings)[0])
         # Pipelines around a U-Net (Stable Diffusion 1, SDXL, LCM) are used in float16 everywhere;
         # the text encoders of later ones (T5) overflow in it.
         self.dtype = pick_dtype(settings.dtype, self.device, half_on_gpu=True,
@@ -41,15 +41,12 @@ class Diffusers:
             self.pipeline = self._load()
         self._accepted = set(inspect.signature(self.pipeline.__call__).parameters)
         self._check_settings()
-        self.tokenizers = [name for name in ("tokenizer", "tokenizer_2", "tokenizer_3")
-                           if getattr(self.pipeline, name, None) is not None]
-        for name in self.tokenizers:
-            self._check_tokenizer(name)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of the first text encoder, None for a pipeline without one."""
-        return getattr(self.pipeline, "tokenizer", None)
+        self.tokenizer = getattr(self.pipeline, "tokenizer", None)
+        pairs = [(getattr(self.pipeline, f"tokenizer{end}", None), getattr(self.pipeline, f"text_encoder{end}", None))
+                 for end in ("", "_2", "_3")]
+        # (tokenizer, how many tokens its text encoder reads)
+        self._readers = [(tokenizer, self._longest(tokenizer, encoder.config))
+                         for tokenizer, encoder in pairs if tokenizer is not None and encoder is not None]
 
     def _load(self) -> Any:
         """Load the pipeline, its scheduler and its LoRA, and move it to the device."""
@@ -114,15 +111,17 @@ class Diffusers:
         if settings.steps > most:
             raise UserError(f"generator {settings.id}: steps = {settings.steps}, its schedule has {most}: use fewer")
 
-    def _check_tokenizer(self, name: str) -> None:
-        """Raise UserError where a text encoder and its tokenizer do not fit; give the tokenizer its limit."""
-        tokenizer = getattr(self.pipeline, name)
-        config = getattr(self.pipeline, name.replace("tokenizer", "text_encoder")).config
-        check = check_clip_text if config.model_type.startswith("clip") else (
-            lambda config, tokenizer, model_id: check_tokenizer(tokenizer, config.vocab_size, model_id))
-        check(config, tokenizer, self.settings.id)
-        longest = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-        tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+    def _longest(self, tokenizer: Any, config: Any) -> int:
+        """How many tokens a text encoder reads; UserError where its tokenizer does not fit it."""
+        if config.model_type.startswith("clip"):
+            check_clip_text(config, tokenizer, self.settings.id)
+            # The pipeline pads to this; some tokenizers' files do not state it.
+            tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+            return tokenizer.model_max_length
+        check_tokenizer(tokenizer, config.get_text_config().vocab_size, self.settings.id)
+        usual = inspect.signature(self.pipeline.__call__).parameters.get("max_sequence_length")
+        return int(self.settings.options.get("max_sequence_length", usual.default if usual else
+                                             tokenizer.model_max_length))
 
     def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Images:
         """Return one image for each (text, seed); none depends on another. Seeds in [0, 2**63).
@@ -145,9 +144,10 @@ class Diffusers:
         arguments: dict[str, Any] = {
             **settings.options, "prompt": texts, "num_inference_steps": settings.steps,
             "guidance_scale": settings.guidance, "height": settings.size, "width": settings.size, "output_type": "pt",
-            "use_resolution_binning": False,  # PixArt: draw the size that was asked for
+            "use_resolution_binning": False, "clean_caption": False,  # PixArt: size and text as they were asked for
             "generator": [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]}
-        output = self.pipeline(**{k: v for k, v in arguments.items() if k in self._accepted})
+        with quiet():  # of cut prompts it would say each time what ``_truncated`` says once
+            output = self.pipeline(**{k: v for k, v in arguments.items() if k in self._accepted})
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(texts)
         return self._to_uint8(output.images), np.array(flags, dtype=bool)
 
@@ -162,22 +162,13 @@ class Diffusers:
 
     def _truncated(self, texts: Sequence[str]) -> np.ndarray:
         """Which texts are longer than every text encoder reads, bool (B,); each is logged once."""
-        cut = np.full(len(texts), bool(self.tokenizers))
-        for name in self.tokenizers:
-            tokenizer = getattr(self.pipeline, name)
-            lengths = [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False).input_ids]
-            cut &= np.array(lengths) > self._longest(name)
+        cut = np.full(len(texts), bool(self._readers))
+        for tokenizer, longest in self._readers:
+            tokens = tokenizer(list(texts), truncation=False, verbose=False).input_ids
+            cut &= np.array([len(ids) for ids in tokens]) > longest
         for text in dict.fromkeys(text for text, is_cut in zip(texts, cut, strict=True) if is_cut):
             log.warning("prompt longer than the text encoder reads, cut: %.80s ...", text)
         return cut
-
-    def _longest(self, name: str) -> int:
-        """How many tokens a text encoder of the pipeline reads."""
-        encoder = getattr(self.pipeline, name.replace("tokenizer", "text_encoder"))
-        usual = inspect.signature(self.pipeline.__call__).parameters.get("max_sequence_length")
-        if encoder.config.model_type.startswith("t5") and usual is not None:
-            return int(self.settings.options.get("max_sequence_length", usual.default))
-        return int(getattr(self.pipeline, name).model_max_length)
 
 
 def _decode_again_in_float32(vae: Any) -> None:
@@ -204,7 +195,7 @@ def _decode_again_in_float32(vae: Any) -> None:
 
 def _fuse_lora(pipeline: Any, settings: GeneratorSettings) -> None:
     """Fold a LoRA (such as LCM-LoRA) into the pipeline's weights; UserError where none of it fits."""
-    folder = lora_folder(settings)
+    folder = folder_of(wanted(settings)[1])
     files = sorted(file.name for file in folder.glob("*.safetensors"))
     usual = "pytorch_lora_weights.safetensors"
     if len(files) != 1 and usual not in files:

@@ -12,9 +12,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lib.base import ROOT, UserError
-from lib.presets import GeneratorSettings, ModelSettings, Preset
+from lib.presets import ModelSettings, Preset
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +25,9 @@ HINT = "--preset mini needs no download"
 APPROXIMATE_GB = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": 5.5, "stabilityai/sdxl-turbo": 6.9,
     "openai/clip-vit-large-patch14": 1.7, "openai/clip-vit-base-patch32": 0.6, BLIP_FOLDER: 1.9,
-    "Salesforce/blip-image-captioning-base": 1.0, "Salesforce/blip-image-captioning-large": 1.9,
-}
-# Weights in the layouts of the two libraries, and everything small: no pickles, no half-precision
-# doubles, no single-file originals beside a pipeline's folders.
+    "Salesforce/blip-image-captioning-base": 1.0, "Salesforce/blip-image-captioning-large": 1.9}
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _SHARD = "-?????-of-?????"
-_TRANSFORMERS = (*SMALL_FILES, "model.safetensors", f"model{_SHARD}.safetensors")
-_LORA = ("*.safetensors", "*.json")
 _SAMPLED_BEYOND = 64 << 20  # bytes: of larger files the fingerprint reads samples
 
 
@@ -45,97 +41,86 @@ class Wanted:
     skipped: tuple[str, ...] = ()
 
     @property
+    def place(self) -> Path:
+        """The folder that the id would mean."""
+        return ROOT / Path(self.id).expanduser()
+
+    @property
     def local(self) -> bool:
         """Whether the id means a folder rather than ``owner/name`` on the hub."""
-        path = self.id
-        return Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") != 1 or _at(path).is_dir()
+        return self.id.startswith(("/", ".", "~")) or self.id.count("/") != 1 or self.place.is_dir()
 
-    def request(self) -> dict[str, object]:
-        """The arguments of ``snapshot_download``."""
-        return {"repo_id": self.id, "revision": self.revision, "allow_patterns": list(self.patterns),
-                "ignore_patterns": list(self.skipped) or None}
+    def snapshot(self, **options: Any) -> Any:
+        """Return what ``snapshot_download`` gives for these files."""
+        from huggingface_hub import snapshot_download
 
-
-def _at(model_id: str) -> Path:
-    """The place of a local folder."""
-    return ROOT / Path(model_id).expanduser()
+        return snapshot_download(self.id, revision=self.revision, allow_patterns=list(self.patterns),
+                                 ignore_patterns=list(self.skipped) or None, **options)
 
 
-def _wanted(settings: ModelSettings) -> Wanted:
-    """The files that one part of a preset needs."""
-    if not isinstance(settings, GeneratorSettings):
-        return Wanted(settings.id, settings.revision, _TRANSFORMERS)
+def wanted(settings: ModelSettings) -> list[Wanted]:
+    """Return what one part of a preset needs: its model and, for a generator, its LoRA.
+
+    Weights in the layouts of the two libraries and everything small: no pickles, no half-precision doubles,
+    no single-file originals beside a pipeline's folders.
+    """
+    if not hasattr(settings, "lora"):
+        patterns = (*SMALL_FILES, "model.safetensors", f"model{_SHARD}.safetensors")
+        return [Wanted(settings.id, settings.revision, patterns)]
     ending = f".{settings.variant}" if settings.variant else ""
     weights = [f"*/{stem}{part}{ending}{rest}.safetensors" for stem in ("model", "diffusion_pytorch_model")
                for part, rest in (("", ""), ("", _SHARD), (_SHARD, ""))]
     patterns = ("model_index.json", *(f"*/{pattern}" for pattern in SMALL_FILES), *weights)
-    return Wanted(settings.id, settings.revision, patterns, () if settings.safety_checker else ("safety_checker/*",))
+    pipeline = Wanted(settings.id, settings.revision, patterns,
+                      () if settings.safety_checker else ("safety_checker/*",))
+    lora = Wanted(settings.lora or "", settings.lora_revision, ("*.safetensors", "*.json"))
+    return [pipeline, lora] if settings.lora else [pipeline]
 
 
-def _wanted_lora(settings: ModelSettings) -> Wanted | None:
-    """The files of a generator's LoRA, if it has one."""
-    lora = getattr(settings, "lora", None)
-    return Wanted(lora, settings.lora_revision, _LORA) if lora else None
-
-
-def model_folder(settings: ModelSettings) -> Path:
+def folder_of(model: Wanted) -> Path:
     """Return the folder that holds a model, fetching it from the hub if that is allowed.
 
     Raises UserError in one line, with the size where it is known, if the model cannot be had.
     """
-    return _folder(_wanted(settings))
-
-
-def lora_folder(settings: GeneratorSettings) -> Path:
-    """Return the folder of a generator's LoRA; as ``model_folder``."""
-    return _folder(Wanted(str(settings.lora), settings.lora_revision, _LORA))
-
-
-def _folder(wanted: Wanted) -> Path:
-    """The folder of what is wanted, fetched if need be and complete."""
-    folder = _present(wanted)
-    if folder is None and not wanted.local:
-        log.warning("fetching %s from the hub%s", wanted.id, _size(wanted.id))
-        folder = _fetch(wanted)
+    folder = _present(model)
+    if folder is None and not model.local:
+        folder = _fetch(model)
+    if folder is None and model.place.is_dir():
+        pickles = any(file.suffix in (".bin", ".pth", ".ckpt", ".pt") for file in model.place.rglob("*"))
+        raise UserError(f"model folder {model.place} lacks *.safetensors or folders of its parts"
+                        f"{' (pickles are never read: convert them)' if pickles else ''}; {HINT}")
     if folder is None:
-        place = _at(wanted.id)
-        if place.is_dir():
-            pickled = any(place.rglob("*.bin")) or any(place.rglob("*.pth")) or any(place.rglob("*.ckpt"))
-            raise UserError(f"model folder {place} lacks *.safetensors{' (only pickles, which are never read)' * pickled}"
-                            f": convert them, or choose another model; {HINT}")
-        remedy = "restore it with git checkout" if wanted.id.startswith("data/models/mini") else (
-            f"make it with ./run_all.sh --fetch --preset PRESET{_size(wanted.id)}" if wanted.id == BLIP_FOLDER
-            else "check the id in the preset (a folder, or owner/name on the hub)")
-        raise UserError(f"model folder {place} is missing: {remedy}; {HINT}")
-    if wanted.local:
-        _check_one_choice(folder)
+        remedy = {"data/models/mini": "restore it with git checkout", "data/models/hub": "make it with ./run_all.sh "
+                  f"--fetch --preset PRESET{_size(model.id)}"}.get(model.id[:16].rstrip("/"), "check the id in the "
+                  "preset (a folder, or owner/name on the hub)")
+        raise UserError(f"model folder {model.place} is missing: {remedy}; {HINT}")
+    for index in folder.rglob("*.safetensors.index.json") if model.local else ():
+        whole = index.with_name(index.name.removesuffix(".index.json"))
+        if whole.is_file():
+            raise UserError(f"model folder {index.parent} holds both {whole.name} and the shards that {index.name} "
+                            "lists: remove one of them")
     return folder
 
 
-def _present(wanted: Wanted) -> Path | None:
+def _present(model: Wanted) -> Path | None:
     """The folder of a model that is complete on this machine, else None."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    if wanted.local:
-        folder = _at(wanted.id)
-    else:
-        try:
-            folder = Path(snapshot_download(**wanted.request(), local_files_only=True))
-        except (LocalEntryNotFoundError, FileNotFoundError):
-            return None
-    return folder if _complete(folder, wanted) else None
+    try:
+        folder = model.place if model.local else Path(model.snapshot(local_files_only=True))
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        return None
+    return folder if _complete(folder, model) else None
 
 
-def _complete(folder: Path, wanted: Wanted) -> bool:
+def _complete(folder: Path, model: Wanted) -> bool:
     """Whether a folder holds weights for every part: a fetch may be cut off, or a cache hold another variant."""
     index = folder / "model_index.json"
     if not index.is_file():
-        return _has_weights(folder, folder, wanted.patterns)
-    named = json.loads(index.read_text(encoding="utf-8"))
-    parts = [name for name, value in named.items() if isinstance(value, list) and any(value)
-             and f"{name}/*" not in wanted.skipped]
-    return all(_has_weights(folder / name, folder, wanted.patterns) if (folder / name / "config.json").is_file()
+        return _has_weights(folder, folder, model.patterns)
+    parts = [name for name, value in json.loads(index.read_text(encoding="utf-8")).items()
+             if isinstance(value, list) and any(value) and f"{name}/*" not in model.skipped]
+    return all(_has_weights(folder / name, folder, model.patterns) if (folder / name / "config.json").is_file()
                else (folder / name).is_dir() for name in parts)
 
 
@@ -146,42 +131,40 @@ def _has_weights(part: Path, root: Path, patterns: Sequence[str]) -> bool:
     files = [file.relative_to(root).as_posix() for file in part.glob("*.safetensors")]
     chosen = list(filter_repo_objects(files, allow_patterns=list(patterns)))
     totals = [name.split("-of-")[1][:5] for name in chosen if "-of-" in name]
-    return any("-of-" not in name for name in chosen) or any(totals.count(total) == int(total) for total in totals)
+    return len(chosen) > len(totals) or any(totals.count(total) == int(total) for total in totals)
 
 
-def _check_one_choice(folder: Path) -> None:
-    """Raise UserError where a folder holds both a whole file of weights and shards of them."""
-    for index in folder.rglob("*.safetensors.index.json"):
-        whole = index.with_name(index.name.removesuffix(".index.json"))
-        if whole.is_file():
-            raise UserError(f"model folder {index.parent} holds both {whole.name} and the shards that {index.name} "
-                            "lists: remove one of them")
-
-
-def _fetch(wanted: Wanted) -> Path:
+def _fetch(model: Wanted) -> Path:
     """Fetch a model from the hub. Raises UserError in one line if it cannot be had."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
     try:
-        folder = Path(snapshot_download(**wanted.request()))
-    except GatedRepoError as error:
-        raise UserError(f"model {wanted.id} is given to logged-in users only: accept its terms on the hub and set "
-                        "HF_TOKEN, or choose another model") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"model {wanted.id} does not exist: neither on the hub (unless it is private) nor as a folder; "
-                        f"check the id in the preset; {HINT}") from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"model {wanted.id} has no revision {wanted.revision}: check revision in the preset") from error
+        if not _connected():
+            raise ConnectionError("the hub cannot be reached, or HF_HUB_OFFLINE is set")
+        log.warning("fetching %s from the hub%s", model.id, _size(model.id))
+        folder = Path(model.snapshot())
     except Exception as error:  # the client raises many kinds; all mean: not fetched
         said = (str(error).strip().splitlines() or ["no message"])[0][:160]
-        raise UserError(f"model {wanted.id} is missing{_size(wanted.id)} and cannot be fetched ({said}): fetch it ahead "
-                        "with ./run_all.sh --fetch --preset PRESET on a connected machine, or give a local folder as "
-                        f"its id; {HINT}") from error
-    if not _complete(folder, wanted):
-        raise UserError(f"model {wanted.id} lacks *.safetensors of some of its parts: set variant in the preset if it "
+        reason = {"GatedRepoError": "accept its terms on the hub and set HF_TOKEN",
+                  "RepositoryNotFoundError": "neither the hub (unless it is private) nor this machine has it, check the "
+                                             "id in the preset",
+                  "RevisionNotFoundError": f"it has no revision {model.revision}, check the preset",
+                  }.get(type(error).__name__, f"{said}; fetch it ahead with ./run_all.sh --fetch --preset PRESET on a "
+                                              "connected machine, or give a local folder as its id")
+        raise UserError(f"model {model.id} is missing{_size(model.id)}: {reason}; {HINT}") from error
+    if not _complete(folder, model):
+        raise UserError(f"model {model.id} lacks *.safetensors of some of its parts: set variant in the preset if it "
                         'has them under another ending (such as "fp16"), or choose another model')
     return folder
+
+
+def _connected() -> bool:
+    """Whether the hub answers at all: its client would try six times before it says so."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        return not constants.HF_HUB_OFFLINE and get_session().head(constants.ENDPOINT, timeout=10) is not None
+    except Exception as error:  # its HTTP library has many kinds; all mean: no answer
+        log.debug("no connection to the hub: %s", error)
+        return False
 
 
 def _size(model_id: str) -> str:
@@ -195,40 +178,40 @@ def missing_models(preset: Preset) -> list[tuple[str, int]]:
     The hub tells the bytes; without a network they are estimates, 0 where nothing is known. An adapter
     class of your own is left out: it may need no files. Raises UserError for a local folder that is absent.
     """
-    from huggingface_hub import snapshot_download
+    models = _absent(preset)
+    connected = any(not model.local for model in models) and _connected()
+    return [(model.id, _bytes(model, connected)) for model in models]
 
-    missing = []
-    for wanted in _all_wanted(preset):
-        size = int(1e9 * APPROXIMATE_GB.get(wanted.id, 0))
-        if not wanted.local:
-            try:
-                size = sum(file.file_size or 0 for file in snapshot_download(**wanted.request(), dry_run=True)
-                           if file.will_download)
-            except Exception as error:  # no network, no such model: the fetch itself says so
-                log.debug("size of %s unknown: %s", wanted.id, error)
-        elif wanted.id != BLIP_FOLDER:
-            _folder(wanted)
-        missing.append((wanted.id, size))
-    return missing
+
+def _bytes(model: Wanted, connected: bool) -> int:
+    """How much a model's files would download."""
+    if model.local and model.id != BLIP_FOLDER:
+        folder_of(model)
+    try:
+        if connected and not model.local:
+            return sum(file.file_size or 0 for file in model.snapshot(dry_run=True) if file.will_download)
+    except Exception as error:  # no such model: the fetch itself says so
+        log.debug("size of %s unknown: %s", model.id, error)
+    return int(1e9 * APPROXIMATE_GB.get(model.id, 0))
 
 
 def fetch_models(preset: Preset) -> None:
     """Fetch the preset's models that are not on this machine; convert BLIP's checkpoint."""
-    for wanted in _all_wanted(preset):
-        if wanted.id == BLIP_FOLDER:
+    for model in _absent(preset):
+        if model.id == BLIP_FOLDER:
             from lib.models.convert import fetch_blip
 
-            fetch_blip(_at(BLIP_FOLDER))
+            fetch_blip(model.place)
         else:
-            _folder(wanted)
+            folder_of(model)
 
 
-def _all_wanted(preset: Preset) -> list[Wanted]:
+def _absent(preset: Preset) -> list[Wanted]:
     """What a preset needs and this machine lacks, each once."""
     parts = (preset.captioner, preset.encoder, preset.second_encoder, preset.generator)
-    wanted = [one for settings in parts if settings is not None and ":" not in settings.adapter
-              for one in (_wanted(settings), _wanted_lora(settings)) if one is not None]
-    return [one for one in dict.fromkeys(wanted) if _present(one) is None]
+    needed = [model for settings in parts if settings is not None and ":" not in settings.adapter
+              for model in wanted(settings)]
+    return [model for model in dict.fromkeys(needed) if _present(model) is None]
 
 
 def used_revision(folder: Path) -> str | None:
@@ -244,32 +227,25 @@ def weights_fingerprint(settings: ModelSettings) -> str | None:
 
     "sha256:..." of a local folder's content, "id@commit" of a hub model, the id of an own adapter without files.
     """
-    parts = [_fingerprint(wanted) for wanted in (_wanted(settings), _wanted_lora(settings)) if wanted is not None]
+    parts = [_fingerprint(model) for model in wanted(settings)]
     if parts[0] is None and ":" in settings.adapter:
         parts[0] = f"{settings.id}@{settings.revision}" if settings.revision else settings.id
     return None if None in parts else " + ".join(map(str, parts))
 
 
-def _fingerprint(wanted: Wanted) -> str | None:
+def _fingerprint(model: Wanted) -> str | None:
     """The fingerprint of one folder or hub model."""
-    if not wanted.local and wanted.revision is not None:
-        return f"{wanted.id}@{wanted.revision}"
-    folder = _present(wanted)
-    if folder is None or not wanted.local:
-        return folder and f"{wanted.id}@{folder.name}"
-    digest = hashlib.sha256()
-    kinds = (".safetensors", *(pattern[1:] for pattern in SMALL_FILES))
+    if not model.local and model.revision is not None:
+        return f"{model.id}@{model.revision}"
+    folder = _present(model)
+    if folder is None or not model.local:
+        return folder and f"{model.id}@{folder.name}"
+    digest, kinds = hashlib.sha256(), (".safetensors", *(pattern[1:] for pattern in SMALL_FILES))
     for file in sorted(file for file in folder.rglob("*") if file.suffix in kinds and file.is_file()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
-        _add(digest, file)
+        size, piece = file.stat().st_size, 1 << 20
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with file.open("rb") as stream:  # the whole file; of a very large one, 64 samples of a megabyte
+            for start in range(0, size, piece if size <= _SAMPLED_BEYOND else (size - piece) // 63):
+                stream.seek(start)
+                digest.update(stream.read(piece))
     return f"sha256:{digest.hexdigest()}"
-
-
-def _add(digest: hashlib._Hash, file: Path) -> None:
-    """Add a file's content to a digest; of a very large one, 64 samples of a megabyte."""
-    size, piece = file.stat().st_size, 1 << 20
-    step = piece if size <= _SAMPLED_BEYOND else max(piece, (size - piece) // 63)
-    with file.open("rb") as stream:
-        for start in range(0, size, step):
-            stream.seek(start)
-            digest.update(stream.read(piece))

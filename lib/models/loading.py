@@ -17,8 +17,8 @@ from lib.models.device import is_out_of_memory
 
 
 @contextlib.contextmanager
-def loading(model_id: str) -> Iterator[None]:
-    """Hide progress bars and warnings while a model loads; whatever goes wrong is one UserError."""
+def quiet() -> Iterator[None]:
+    """Hide progress bars and warnings of the two libraries."""
     import diffusers.utils.logging as of_diffusers
     import transformers.utils.logging as of_transformers
 
@@ -29,6 +29,19 @@ def loading(model_id: str) -> Iterator[None]:
         library.disable_progress_bar()
     try:
         yield
+    finally:
+        for library, verbosity, bar in before:
+            library.set_verbosity(verbosity)
+            if bar:
+                library.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def loading(model_id: str) -> Iterator[None]:
+    """Load quietly; whatever goes wrong is one UserError."""
+    try:
+        with quiet():
+            yield
     except UserError:
         raise
     except Exception as error:  # OSError, KeyError, RuntimeError, SafetensorError ...
@@ -41,11 +54,6 @@ def loading(model_id: str) -> Iterator[None]:
                             "pip install sentencepiece") from error
         raise UserError(f"model {model_id} cannot be loaded ({said}): check its files and the preset's adapter"
                         ) from error
-    finally:
-        for library, verbosity, bar in before:
-            library.set_verbosity(verbosity)
-            if bar:
-                library.enable_progress_bar()
 
 
 def load_transformer(model_class: Any, model: Any, model_types: Sequence[str] = ()) -> Any:

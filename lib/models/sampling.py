@@ -1,9 +1,8 @@
 """Decoding that keeps the repeatability contract: every row draws its own noise.
 
-Top-p (or top-k) filtering followed by Gumbel noise and an arg max is an exact sample from the
-filtered distribution (the Gumbel-max trick), and the noise is a pure function of (row seed, step,
-token). So a caption depends on its image and its seed only, never on the batch, the order or the
-device, as far as the model's own logits do not.
+Top-p (or top-k) filtering, then Gumbel noise and an arg max, is an exact sample from the filtered
+distribution (the Gumbel-max trick), and the noise is a pure function of (row seed, step, token). So a
+caption never depends on the batch, the order or the device, as far as the model's own logits do not.
 """
 
 from __future__ import annotations
@@ -17,17 +16,16 @@ from transformers import LogitsProcessor
 from lib.presets import Decoding
 
 
-# SplitMix64 (Steele, Lea and Flood, 2014): the golden-ratio increment and the two multipliers,
-# as signed 64-bit numbers, because torch computes int64 modulo 2**64.
 def _signed(x: int) -> int:
     """An integer modulo 2**64, as int64."""
     x &= (1 << 64) - 1
     return x - (1 << 64) if x >> 63 else x
 
 
+# SplitMix64 (Steele, Lea and Flood, 2014): the golden-ratio increment and the two multipliers,
+# as signed numbers, because torch computes int64 modulo 2**64.
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
-_MULTIPLIER_1 = _signed(0xBF58476D1CE4E5B9)
-_MULTIPLIER_2 = _signed(0x94D049BB133111EB)
+_MULTIPLIERS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
 def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
@@ -37,34 +35,28 @@ def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
     """SplitMix64's finaliser: a bijection of 64-bit numbers that scatters close inputs."""
-    x = (x ^ _shift_right(x, 30)) * _MULTIPLIER_1
-    x = (x ^ _shift_right(x, 27)) * _MULTIPLIER_2
+    x = (x ^ _shift_right(x, 30)) * _MULTIPLIERS[0]
+    x = (x ^ _shift_right(x, 27)) * _MULTIPLIERS[1]
     return x ^ _shift_right(x, 31)
 
 
 def gumbel_noise(seeds: torch.Tensor, step: int, n_tokens: int) -> torch.Tensor:
-    """Standard Gumbel noise that depends on (row seed, step, token) alone.
+    """Return standard Gumbel noise, float64 (B, n_tokens), that depends on (row seed, step, token) alone.
 
-    seeds: int64 (B,), each in [0, 2**63). Returns float64 (B, n_tokens) on the seeds' device.
-    A counter-based generator instead of ``torch.Generator``: the same numbers on every device,
-    and no host loop over rows at every step.
+    seeds: int64 (B,), each in [0, 2**63). Counter-based, unlike ``torch.Generator``: the same numbers on
+    every device, and no host loop over rows at every step.
     """
     tokens = torch.arange(1, n_tokens + 1, device=seeds.device)
     keys = _mix(seeds + _signed(_GOLDEN * (step + 1)))  # (B,)
     bits = _shift_right(_mix(keys[:, None] + _GOLDEN * tokens), 12)  # (B, V), 52 random bits
     # The half keeps u strictly inside (0, 1): with 52 bits both ends are exact in float64.
-    uniform = (bits.double() + 0.5) * 2.0**-52
-    return -torch.log(-torch.log(uniform))
+    return -torch.log(-torch.log((bits.double() + 0.5) * 2.0**-52))
 
 
 def penalise_repetition(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Make tokens that were used before less likely (Keskar et al. 2019; paper 3.2).
-
-    scores (B, V) logits; seen (B, L) token ids of prompt and caption so far.
-    """
+    """Return logits (B, V) with tokens used before, ids (B, L), less likely (Keskar et al. 2019; paper 3.2)."""
     used = torch.gather(scores, 1, seen)
-    used = torch.where(used < 0, used * penalty, used / penalty)
-    return scores.scatter(1, seen, used)
+    return scores.scatter(1, seen, torch.where(used < 0, used * penalty, used / penalty))
 
 
 def keep_nucleus(logprobs: torch.Tensor, p: float) -> torch.Tensor:
@@ -76,35 +68,31 @@ def keep_nucleus(logprobs: torch.Tensor, p: float) -> torch.Tensor:
     probabilities = ordered.exp()
     before = probabilities.cumsum(-1) - probabilities  # mass of the likelier tokens
     dropped = torch.zeros_like(logprobs, dtype=torch.bool).scatter(1, order, before >= p)
-    dropped.scatter_(1, order[:, :1], False)
-    return logprobs.masked_fill(dropped, -math.inf)
+    return logprobs.masked_fill(dropped.scatter(1, order[:, :1], False), -math.inf)
 
 
 def keep_top_k(logprobs: torch.Tensor, k: int) -> torch.Tensor:
-    """Keep exactly the k most likely tokens (ties: the lower id); -inf elsewhere."""
+    """Keep exactly the k most likely tokens of (B, V) (ties: the lower id); -inf elsewhere."""
     order = torch.sort(logprobs, dim=-1, descending=True, stable=True).indices
     return logprobs.scatter(1, order[:, k:], -math.inf)
 
 
 class RowSampler(LogitsProcessor):
-    """Chooses each row's next token and leaves it the only possible one.
+    """Chooses each row's next token and leaves it the only possible one, inside ``generate`` without beams.
 
-    Used inside ``generate`` without beams. It also adds up the log-probability of the chosen
-    tokens (the end token included) under the model's full distribution: before repetition
-    penalty, minimum length, temperature and filtering. Nothing here waits for the device.
+    It adds up the log-probability of the chosen tokens (the end token included) under the model's full
+    distribution: before repetition penalty, minimum length, temperature and filtering.
     """
 
     def __init__(self, decoding: Decoding, seeds: Sequence[int], end_tokens: Sequence[int],
                  device: torch.device) -> None:
-        self.decoding = decoding
-        # Apple's MPS lacks float64: there the noise is made on the CPU.
-        self._noise_device = torch.device("cpu") if device.type == "mps" else device
-        self._seeds = torch.tensor(list(seeds), dtype=torch.int64, device=self._noise_device)
+        self.decoding, self._step = decoding, 0
+        noise_device = torch.device("cpu") if device.type == "mps" else device  # Apple's MPS lacks float64
+        self._seeds = torch.tensor(list(seeds), dtype=torch.int64, device=noise_device)
         self._end = torch.tensor(list(end_tokens), dtype=torch.int64, device=device)
         self._done = torch.zeros(len(seeds), dtype=torch.bool, device=device)
         self.logprob = torch.zeros(len(seeds), dtype=torch.float32, device=device)
         self.n_tokens = torch.zeros(len(seeds), dtype=torch.int64, device=device)
-        self._step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """input_ids (B, L), scores (B, V) raw logits -> (B, V): 0 at the choice, -inf elsewhere."""
