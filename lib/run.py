@@ -1,13 +1,14 @@
 """The command behind ``./run_all.sh``: executes the notebooks in order with papermill.
 
 Notebooks 01 and 02 run the models and write rows, which are kept and reused; all others read rows and are executed
-again each time. Only the standard library is imported before a flag has been read.
+again each time. ``--help`` needs the standard library only.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import secrets
 import shutil
@@ -28,19 +29,18 @@ if TYPE_CHECKING:
     from lib.roundtrip import Runs
 
 NOTEBOOKS = ROOT / "notebooks"
-PORT = 8866
 HELP = """\
 own data:
-  --dataset folder:DIR   images (JPEG, PNG, ...), also in subfolders; for scores and text reconstruction add captions:
-                         captions.json {"a.jpg": ["a caption", ...]}, captions.csv (file,caption), the COCO format,
-                         metadata.jsonl or .csv, or a .txt beside each image
-  --dataset texts:FILE   one text a line, or JSON lines {"id": ..., "text": ...}: text reconstruction only
-  mini knows only the objects of its picture book; for photographs use another preset, such as paper (needs a GPU)
+  --dataset folder:DIR   images, also in subfolders. Scores and text reconstruction need captions beside them:
+                         captions.json {"a.jpg": ["a caption", ...]} or in COCO's format, captions.csv (file,caption),
+                         metadata.jsonl or .csv, or a .txt file for each image
+  --dataset texts:FILE   one text a line, or JSON lines {"id": ..., "text": ...}; text reconstruction only
+  The mini models know only the objects of their picture book: for photographs choose another preset, such as paper.
 
 examples:
-  ./run_all.sh                                        the default: the picture book, every figure and table
+  ./run_all.sh                                        the picture book: every figure and table
   ./run_all.sh --n 20                                 the same, small
-  ./run_all.sh --only 03 --param SCORES=meteor        one figure again, with another parameter
+  ./run_all.sh --only 04 --param BINS=5               one figure again, with another parameter
   ./run_all.sh --preset mine.toml --dataset folder:my/images
   ./run_all.sh --fetch --preset paper --dataset coco  tells sizes and downloads what is missing
 """
@@ -50,7 +50,7 @@ examples:
 
 
 class Parser(argparse.ArgumentParser):
-    """A wrong flag is a user's error like any other: one line."""
+    """A wrong flag is a user's mistake like any other: one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong as a UserError."""
@@ -68,7 +68,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--n", type=int, default=0, metavar="N", help="sources of each dataset (the preset's number)")
     add("--candidates", type=int, default=0, metavar="K", help="candidates of each source (the preset's number)")
     add("--seed", type=int, default=0, metavar="S", help="changes every draw (the preset's)")
-    add("--only", metavar="LIST", help="notebooks by number or name, such as 03,05")
+    add("--only", default="", metavar="LIST", help="notebooks by number or name, such as 03,05")
     add("--param", action="append", default=[], metavar="NAME=VALUE", help="any other parameter; repeatable")
     add("--force", action="store_true", help="score finished rows again; to make them again, remove their folder")
     add("--fetch", action="store_true", help="run nothing: tell and download what is missing")
@@ -81,48 +81,46 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return flags
 
 
-def select(only: str | None) -> list[Path]:
-    """Return the notebooks to execute, in order: those that `only` names by number or name, or all from 01."""
+def common_parameters(flags: argparse.Namespace) -> dict[str, Any]:
+    """Return the five parameters that every notebook has; "all" and 0 stand for the preset's own."""
+    return {"PRESET": flags.preset, "DATASET": ",".join(flags.dataset or ["all"]), "N_SOURCES": flags.n,
+            "N_CANDIDATES": flags.candidates, "SEED": flags.seed}
+
+
+def select(only: str) -> list[Path]:
+    """Return the notebooks that `only` names by number (03 or 3) or name, in order; all from 01 if it is empty."""
     paths = sorted(path for path in NOTEBOOKS.glob("[0-9]*.ipynb") if not path.name.startswith("00"))
-    wanted = [part.strip().removesuffix(".ipynb") for part in (only or "").split(",") if part.strip()]
+    names = {path: {path.stem, path.stem[:2], path.stem[:2].lstrip("0"), path.stem[3:]} for path in paths}
+    wanted = [part.strip().removesuffix(".ipynb") for part in only.split(",") if part.strip()]
     for name in wanted:
-        if not any(_answers(path, name) for path in paths):
+        if not any(name in known for known in names.values()):
             raise UserError(f"--only {name}: no such notebook; there are {', '.join(path.stem for path in paths)}")
-    return [path for path in paths if not wanted or any(_answers(path, name) for name in wanted)]
-
-
-def _answers(path: Path, name: str) -> bool:
-    """Whether a notebook is meant by a number (03 or 3), its name, or its name without the number."""
-    number, _, rest = path.stem.partition("_")
-    return name in (path.stem, rest, number, number.lstrip("0"))
+    return [path for path in paths if not wanted or names[path].intersection(wanted)]
 
 
 def declared(notebook: Path) -> dict[str, Any]:
     """Return {NAME: default} of a notebook's cell tagged ``parameters``."""
     import papermill
 
-    found = papermill.inspect_notebook(str(notebook))
-    return {name: ast.literal_eval(entry["default"]) for name, entry in found.items()}
+    return {name: ast.literal_eval(found["default"]) for name, found in papermill.inspect_notebook(notebook).items()}
 
 
 def extra_parameters(texts: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of ``NAME=VALUE`` texts, each of the type of its default; UserError if that cannot be."""
-    given = {}
+    """Return the values of ``NAME=VALUE`` texts, each of the type of its default; UserError if that cannot be.
+
+    A list may be written a,b. papermill itself only warns of an unknown parameter and goes on with the default.
+    """
+    given: dict[str, Any] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or name not in known:
-            raise UserError(f"--param {text}: the chosen notebooks have no such parameter; they have {', '.join(known)}"
-                            if equals else f"--param {text}: write NAME=VALUE")
-        default = known[name]
+        name, _, value = text.partition("=")
+        if name not in known:
+            raise UserError(f"--param {text}: no chosen notebook has a parameter {name}; there are {', '.join(known)}")
+        kind = type(known[name])
         try:
-            if isinstance(default, list) and not value.startswith("["):
-                value = value.split(",")
-            given[name] = value if isinstance(default, str | list) and isinstance(value, type(default)) else (
-                ast.literal_eval(value.title() if isinstance(default, bool) else value))
-        except (ValueError, SyntaxError):
-            given[name] = value
-        if type(given[name]) is not type(default) and (type(default), type(given[name])) != (float, int):
-            raise UserError(f"--param {text}: must be of type {type(default).__name__}, such as {default!r}")
+            given[name] = value if kind is str else value.split(",") if kind is list and "[" not in value else (
+                kind(ast.literal_eval(value.title() if kind is bool else value)))
+        except (ValueError, SyntaxError, TypeError) as error:
+            raise UserError(f"--param {text}: must be of type {kind.__name__}, such as {known[name]!r}") from error
     return given
 
 
@@ -155,22 +153,6 @@ def end_on_signals(folder: Path, message: str) -> None:
             signal.signal(number, end)
 
 
-class Lines:
-    """A stream that prints what a notebook prints, indented, each line once."""
-
-    last = ""
-
-    def write(self, text: str) -> None:
-        """Print whole lines; a carriage return ends one too."""
-        for line in filter(str.strip, text.replace("\r", "\n").split("\n")):
-            if line != self.last:
-                print(f"  {line}", flush=True)
-            self.last = line
-
-    def flush(self) -> None:
-        """Lines are flushed when they are printed."""
-
-
 # notebooks
 
 
@@ -184,7 +166,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], folder:
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
-    manager = {"transport": "ipc", "connection_file": str(folder / f"{notebook.stem[:2]}.json")}
+    manager = {"transport": "ipc", "connection_file": str(folder / f"{notebook.stem}.json")}
     config = Config(KernelManager=manager, AsyncKernelManager=manager, KernelSpecManager={"kernel_dirs": []})
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -201,14 +183,14 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], folder:
 
 
 def export_summary(executed: Path, page: Path) -> None:
-    """Write the executed summary as one HTML file that loads nothing from a network."""
+    """Write an executed notebook as one HTML file without code that loads nothing from a network."""
     from nbconvert import HTMLExporter
 
-    blocks = ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets")
-    template = "{% extends 'lab/index.html.j2' %}" + "".join(f"{{% block {name} %}}{{% endblock %}}" for name in blocks)
-    exporter = HTMLExporter(raw_template=template, embed_images=True, exclude_input=True)
-    text, _ = exporter.from_filename(str(executed), {"metadata": {"name": "Summary"}})
-    write_atomic(page, text)
+    scripts = ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets")
+    without = "".join(f"{{% block {name} %}}{{% endblock %}}" for name in scripts)
+    exporter = HTMLExporter(raw_template="{% extends 'lab/index.html.j2' %}" + without, embed_images=True,
+                            exclude_input=True)
+    write_atomic(page, exporter.from_filename(str(executed))[0])
 
 
 def run_notebooks(flags: argparse.Namespace, folder: Path) -> int:
@@ -217,25 +199,24 @@ def run_notebooks(flags: argparse.Namespace, folder: Path) -> int:
     known = {path: declared(path) for path in chosen}
     given = common_parameters(flags) | {"RESCORE": flags.force}
     given |= extra_parameters(flags.param, {name: value for path in chosen for name, value in known[path].items()})
-    runs = prepared(given)
-    begun, told = time.monotonic(), set[str]()
+    runs, begun, told = prepared(given), time.monotonic(), set[str]()
 
     def one(path: Path, stream: Any = None) -> None:
         start = time.monotonic()
         parameters = {name: value for name, value in given.items() if name in known[path]}
         trouble = execute(path, runs.figures / "notebooks" / path.name, parameters, folder, stream)
-        line = f"error: {'as above' if trouble in told else trouble}" if trouble else duration(time.monotonic() - start)
+        line = f"error: {'as above' if trouble in told else trouble}" if trouble else f"{time.monotonic() - start:.0f} s"
         told.update({trouble} - {""})
-        print(f"{path.stem}  {line}", flush=True)
+        print(f"{path.stem}  {line}\n", end="", flush=True)
 
     models = [path for path in chosen if "ENGINE" in known[path]]
     summary = [path for path in chosen if path.stem == "90_summary"]
     with ThreadPoolExecutor(2) as pool:  # not in this thread: it stays free to answer Ctrl-C
         for path in models:
-            pool.submit(one, path, Lines()).result()
+            pool.submit(one, path, sys.stdout).result()
         list(pool.map(one, [path for path in chosen if path not in models + summary]))
         list(pool.map(one, summary))
-    print(f"\n{len(chosen)} notebooks in {duration(time.monotonic() - begun)}")
+    print(f"\n{len(chosen)} notebooks in {time.monotonic() - begun:.0f} s")
     for path in summary:
         export_summary(runs.figures / "notebooks" / path.name, runs.figures / "index.html")
         print(f"read first: {shown(runs.figures / 'index.html')}")
@@ -243,23 +224,12 @@ def run_notebooks(flags: argparse.Namespace, folder: Path) -> int:
     return 1 if told else 0
 
 
-def common_parameters(flags: argparse.Namespace) -> dict[str, Any]:
-    """Return the five parameters that every notebook has; "all" and 0 stand for the preset's own."""
-    return {"PRESET": flags.preset, "DATASET": ",".join(flags.dataset or ["all"]), "N_SOURCES": flags.n,
-            "N_CANDIDATES": flags.candidates, "SEED": flags.seed}
-
-
 def shown(path: Path) -> str:
     """Return a path relative to the repository where it lies inside."""
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-def duration(seconds: float) -> str:
-    """Return a time such as 4.2 s or 3 min 07 s."""
-    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
-
-
-# data and models
+# data, rows, the explorer
 
 
 def prepared(given: Mapping[str, Any]) -> Runs:
@@ -269,12 +239,12 @@ def prepared(given: Mapping[str, Any]) -> Runs:
     download(given, models=False)  # models are downloaded when a run needs them: finished rows need none
     runs = open_runs(*(given[name] for name in ("PRESET", "DATASET", "N_SOURCES", "N_CANDIDATES", "SEED")))
     if runs.preset.captioner.id.startswith("data/models/mini") and not all("picturebook" in d for d in runs.datasets):
-        print("the mini models know only the objects of their picture book: use another preset for photographs")
+        print("the mini models know only the objects of their picture book: choose another preset for your own data")
     return runs
 
 
-def download(given: Mapping[str, Any], models: bool = True) -> bool:
-    """Tell what the parameters need and this machine lacks, with sizes, and download it; whether there was anything."""
+def download(given: Mapping[str, Any], models: bool = True) -> None:
+    """Tell what the parameters need and this machine lacks, with sizes, and download it."""
     from lib.data import fetch, missing_files
     from lib.models import fetch_models, missing_models
     from lib.presets import load_preset
@@ -288,66 +258,51 @@ def download(given: Mapping[str, Any], models: bool = True) -> bool:
     fetch(names, *size)
     if models:
         fetch_models(preset)
-    return bool(missing)
+        print("everything is here")
 
 
-# the other actions
-
-
-def explore(flags: argparse.Namespace, folder: Path) -> int:
+def explore(given: Mapping[str, Any], folder: Path) -> int:
     """Serve notebook 00 by Voila on this machine's own address, with a token, until Ctrl-C."""
-    import json
+    import papermill
 
-    import nbformat
-    from papermill.iorw import load_notebook_node
-    from papermill.parameterize import parameterize_notebook
-
-    book = parameterize_notebook(load_notebook_node(str(NOTEBOOKS / "00_explore.ipynb")), common_parameters(flags))
-    nbformat.write(book, folder / "explore.ipynb")
-    port, token = free_port(), secrets.token_urlsafe(24)
-    settings = {
-        "Voila": {"ip": "127.0.0.1", "port": port, "port_retries": 0, "token": token, "open_browser": False,
-                  "log_level": "WARN", "tornado_settings": {
-                      "disable_check_xsrf": True,  # a closing page ends its kernel by a request that has no such cookie
-                      "websocket_max_message_size": 256 << 20}},  # uploads
+    book = folder / "explore.ipynb"
+    papermill.execute_notebook(NOTEBOOKS / "00_explore.ipynb", book, given, prepare_only=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port, token = free.getsockname()[1], secrets.token_urlsafe(24)
+    write_atomic(folder / "voila.json", json.dumps({
+        "Voila": {"ip": "127.0.0.1", "port": port, "token": token, "open_browser": False, "log_level": "WARN",
+                  "tornado_settings": {"disable_check_xsrf": True,  # else a closing page cannot end its kernel
+                                       "websocket_max_message_size": 256 << 20}},  # uploads
         "KernelSpecManager": {"kernel_dirs": []},  # the kernel is this interpreter
-        "MappingKernelManager": {"cull_idle_timeout": 120, "cull_interval": 30, "cull_busy": True},  # a page is lost
-        "ZMQChannelsWebsocketConnection": {"iopub_data_rate_limit": 1e9}}
-    write_atomic(folder / "voila.json", json.dumps(settings))
+        "MappingKernelManager": {"cull_idle_timeout": 120, "cull_interval": 30, "cull_busy": True},  # of vanished pages
+        "ZMQChannelsWebsocketConnection": {"iopub_data_rate_limit": 1e9}}))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-m", "voila", str(folder / "explore.ipynb")], env=environment) as server:
-        while server.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    print(f"the explorer is at http://127.0.0.1:{port}/?token={token} (Ctrl-C ends it)", flush=True)
-                    break
+    with subprocess.Popen([sys.executable, "-m", "voila", str(book)], cwd=ROOT, env=environment) as server:
+        while server.poll() is None and not answers(port):
             time.sleep(0.2)
+        print(f"the explorer: http://127.0.0.1:{port}/?token={token} (Ctrl-C ends it)", flush=True)
         return server.wait()
 
 
-def free_port() -> int:
-    """Return Voila's usual port, or a free one where it is taken."""
-    for port in (PORT, 0):
-        with socket.socket() as probe:
-            if port == 0 or probe.connect_ex(("127.0.0.1", port)):
-                probe.bind(("127.0.0.1", port))
-                return probe.getsockname()[1]
-    raise AssertionError
+def answers(port: int) -> bool:
+    """Return whether a server of this machine accepts connections."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit status: 0, 1 (a notebook stopped, rows differ), 2 (bad input)."""
+    """Return the exit status: 0, 1 (a notebook stopped or rows differ), 2 (bad input)."""
     try:
         flags = parse(arguments)
-        with tempfile.TemporaryDirectory(prefix="nb-", dir="/tmp") as name:  # short: a socket's path is limited
-            end_on_signals(Path(name), "explorer closed" if flags.explore else "interrupted, run again to continue")
-            neutral_surroundings(Path(name))
-            if flags.fetch:
-                print("" if download(common_parameters(flags)) else "nothing to download: everything is here")
-                return 0
+        with tempfile.TemporaryDirectory(prefix="nb-", dir="/tmp") as folder:  # short: a socket's path is limited
+            end_on_signals(Path(folder), "explorer closed" if flags.explore else "interrupted, run again to continue")
+            neutral_surroundings(Path(folder))
             if flags.explore:
-                return explore(flags, Path(name))
-            return run_notebooks(flags, Path(name))
+                return explore(common_parameters(flags), Path(folder))
+            if flags.fetch:
+                download(common_parameters(flags))
+                return 0
+            return run_notebooks(flags, Path(folder))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
