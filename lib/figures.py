@@ -27,7 +27,7 @@ from lib.base import write_atomic
 if TYPE_CHECKING:
     from lib.roundtrip import Runs
 
-COLUMN, PAGE = 3.35, 6.95  # inches: one column and both columns of a two-column paper
+PAGE = 6.95  # inches: the width of a two-column paper
 SMALL = 6.5  # points: no smaller text in print
 BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 PALETTE = [BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE]
@@ -36,11 +36,11 @@ RC = {
     "figure.dpi": 120, "savefig.dpi": 300, "svg.hashsalt": "compendium", "pdf.fonttype": 42,
     "font.family": "DejaVu Sans", "font.size": 7, "axes.labelsize": 7, "axes.titlesize": 8, "legend.fontsize": SMALL,
     "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": GREY, "ytick.color": GREY,
-    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5, "axes.grid": True,
-    "axes.axisbelow": True, "grid.color": PALE, "grid.linewidth": 0.5, "axes.spines.top": False,
-    "axes.spines.right": False, "lines.linewidth": 1.3, "lines.markersize": 4, "legend.frameon": False,
+    "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5, "ytick.major.size": 2.5, "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
+    "grid.color": PALE, "grid.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False,
+    "lines.linewidth": 1.3, "lines.markersize": 4, "legend.frameon": False,
 }
 DATASETS = {"picturebook-coco": "COCO-like", "picturebook-nocaps": "NoCaps-like", "coco": "COCO", "nocaps": "NoCaps",
             "coco-val2014": "COCO val 2014", "coco-val2017": "COCO val 2017"}
@@ -71,28 +71,14 @@ class Look(NamedTuple):
 
 
 def looks(datasets: Sequence[str]) -> dict[str, Look]:
-    """Return label, colour and marker of each dataset, the same in every figure.
-
-    An own folder or text file is labelled by the last parts of its path, as many as tell it from the others.
-    """
+    """Return label (at most 30 characters, each its own), colour and marker of each dataset."""
     known = {d: "nocaps" in d for d in datasets if d in list(DATASETS)[:4]}
     others = [d for d in datasets if d not in known]
     free = [k for k in range(6) if k not in known.values()] * (1 + len(datasets))
     style = known | dict(zip(others, free, strict=False))
-    return {d: Look(_label(d, datasets), PALETTE[style[d]], "osD^vP"[style[d]]) for d in datasets}
-
-
-def _label(dataset: str, among: Sequence[str]) -> str:
-    """Return a name of at most 28 characters that no other dataset has."""
-    if dataset in DATASETS:
-        return DATASETS[dataset]
-
-    def tail(name: str, n: int) -> str:
-        return "/".join(name.partition(":")[2].rstrip("/").split("/")[-n:]) if ":" in name else name
-
-    depth = next((n for n in range(1, 9) if sum(tail(dataset, n) == tail(d, n) for d in among) < 2), 9)
-    name = tail(dataset, depth)
-    return name if len(name) <= 28 else f"{name[:12]}…{name[-15:]}"
+    short = [DATASETS.get(d, d if len(d) <= 26 else f"{d[:10]}…{d[-15:]}") for d in datasets]
+    labels = [s if s not in short[:k] else f"{s} #{short[:k].count(s) + 1}" for k, s in enumerate(short)]
+    return {d: Look(s, PALETTE[style[d]], "osD^vP"[style[d]]) for d, s in zip(datasets, labels, strict=True)}
 
 
 def score_label(column: str) -> str:
@@ -101,7 +87,7 @@ def score_label(column: str) -> str:
 
 
 def show(result: Mapping[str, float], unit: str = "", digits: int = 2) -> str:
-    """Return an estimate with its 95 % interval as text, such as 0.22 [0.15, 0.28]; "no interval" below six sources."""
+    """Return an estimate with its 95 % interval as text, such as 0.22 [0.15, 0.28]."""
     if pd.isna(result["estimate"]):
         return "no data"
     low, high = (f"{result[end]:.{digits}f}" for end in ("low", "high"))
@@ -142,10 +128,10 @@ def claim(
     verdict = ranking.verdict(result["low"], result["high"], direction, margin)
     smallest = ranking.detectable(result["low"], result["high"])
     reason = {"insufficient data": "too few sources for an interval",
-              "inconclusive": f"an effect of {smallest:.2g}{unit} would be found with 80 % power"}.get(verdict)
-    row = {"claim": text, "task": task, "dataset": dataset, "paper": paper, **result, "unit": unit.strip(),
-           "verdict": verdict, "note": "; ".join(part for part in (note, reason) if part)}
-    return {column: row[column] for column in CLAIMS}
+              "inconclusive": f"smallest effect found with 80 % power: {smallest:.2g} ({unit})"}.get(verdict)
+    numbers = [result[key] for key in ("estimate", "low", "high", "n")]
+    notes = "; ".join(part for part in (note, reason) if part)
+    return dict(zip(CLAIMS, [text, task, dataset, paper, *numbers, unit, verdict, notes], strict=True))
 
 
 def save_claims(table: pd.DataFrame | Iterable[dict], name: str, runs: Runs) -> pd.DataFrame:
@@ -217,5 +203,5 @@ def _draw_cell(
     fig.text(x / width, (y - 0.05) / height, cell.note, va="top", fontsize=6, color=tone)
     inside = cell.image is None  # a text as source stands in the frame
     right, up = (0.05, side - 0.05) if inside else (0, -0.17 if cell.note else -0.05)
-    where = (x + right) / width, (y + up) / height
-    fig.text(*where, "\n".join(lines), va="top", fontsize=6, color=INK, linespacing=1.15)
+    where, text = ((x + right) / width, (y + up) / height), "\n".join(lines)
+    fig.text(*where, text, va="top", fontsize=6, color=INK, linespacing=1.15)

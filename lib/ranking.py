@@ -117,7 +117,7 @@ def _resampled(values: ArrayLike, statistic: Statistic, seed: int) -> tuple[floa
         if n < 2:
             return estimate, np.empty(0), n
         drawn = stats.bootstrap(
-            list(columns), statistic, n_resamples=RESAMPLES, batch=max(1, 400_000 // n), vectorized=True,
+            list(columns), statistic, n_resamples=RESAMPLES, batch=max(1, 100_000 // n), vectorized=True,
             paired=True, method="percentile", rng=np.random.default_rng(seed),
         ).bootstrap_distribution
     return estimate, drawn[np.isfinite(drawn)], n
