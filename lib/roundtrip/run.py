@@ -26,9 +26,10 @@ import io
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from PIL import Image
+from tqdm import tqdm
 from upath import UPath
 
 from lib import metrics, ranking
@@ -45,8 +47,9 @@ from lib.base import ROOT, UserError, folder_setting, write_atomic
 from lib.data import Dataset, Item, decode_image
 from lib.metrics import CAPTION_SCORES, SEMANTIC_SCORES
 from lib.presets import Preset, row_settings
-from lib.roundtrip import provenance, workers
-from lib.roundtrip.steps import TASKS, Batch, Cost, Tick, round_trip
+from lib.roundtrip import provenance
+from lib.roundtrip.steps import Batch, Cost, Tick, round_trip
+from lib.roundtrip.workers import make_shards
 
 if TYPE_CHECKING:
     from lib.models import Models
@@ -56,21 +59,19 @@ SCORED_TOGETHER = 256  # sources: enough to share the start of Java, few enough 
 NO_REFERENCES = "the dataset has no reference captions"
 Place = Path | UPath
 
-# --- tables -------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 _IDENTITY = ("run", "task", "dataset", "item", "domain")
+_MADE = (*_IDENTITY, "candidate", "seed", "message", "reconstruction", "source_text", "logprob", "n_words", "flagged",
+         "similarity", "similarity_euclidean", "similarity_second")
+_CLIP = ("clipscore", "ref_clipscore", "clip_score", "clip_score_second")
+SHARD_COLUMNS = (*_MADE, *_CLIP, "truncated")
+ROW_COLUMNS = (*_MADE, "rank", "selected", *CAPTION_SCORES, *_CLIP, *SEMANTIC_SCORES, "truncated")
+GREEDY_COLUMNS = (*_IDENTITY, "kind", "caption", "logprob", "n_words", *_CLIP[:2])
+BASELINE_COLUMNS = (*GREEDY_COLUMNS[:-2], *CAPTION_SCORES, *_CLIP[:2], *SEMANTIC_SCORES)
 _KINDS = {"candidate": pa.int32(), "seed": pa.int64(), "n_words": pa.int32(), "rank": pa.int32(), "flagged": pa.bool_(),
           "selected": pa.bool_(), "truncated": pa.bool_()} | dict.fromkeys(
     (*_IDENTITY, "message", "reconstruction", "source_text", "kind", "caption"), pa.string())
-_MADE = (*_IDENTITY, "candidate", "seed", "message", "reconstruction", "source_text", "logprob", "n_words", "flagged",
-         "similarity", "similarity_euclidean", "similarity_second")
-_CLIP = ("clipscore", "ref_clipscore")
-_GREEDY = (*_IDENTITY, "kind", "caption", "logprob", "n_words")
-SHARD_COLUMNS = (*_MADE, *_CLIP, "clip_score", "clip_score_second", "truncated")
-ROW_COLUMNS = (*_MADE, "rank", "selected", *CAPTION_SCORES, *_CLIP, "clip_score", "clip_score_second",
-               *SEMANTIC_SCORES, "truncated")
-GREEDY_COLUMNS = (*_GREEDY, *_CLIP)
-BASELINE_COLUMNS = (*_GREEDY, *CAPTION_SCORES, *_CLIP, *SEMANTIC_SCORES)
 
 
 def write_table(path: Place, frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -93,16 +94,21 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(rank=pd.array(rank, dtype="Float64").astype("Int32"), selected=rank == 1)
 
 
+def _png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
 # --- one batch of sources -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shard:
     """A batch of a run's sources and where its files go. Small, so that it can be sent to another process."""
 
     index: int
     items: tuple[Item, ...]
-    run: str
     folder: Place
     preset: Preset
     dataset: str
@@ -125,53 +131,28 @@ class Shard:
     def publish(self, batch: Batch) -> Cost:
         """Write images, then baselines, then the rows that make it done; returns the batch's cost."""
         with ThreadPoolExecutor(8) as pool:  # forcing files to disk side by side takes a fraction of the time
-            list(pool.map(self._write_image, batch.images.items()))
+            list(pool.map(lambda name: write_atomic(self.folder / name, _png(batch.images[name])), batch.images))
         if self.task == "image":
-            write_table(self.path("baselines"), batch.baselines.assign(run=self.run), GREEDY_COLUMNS)
-        write_table(self.path("shards"), batch.rows.assign(run=self.run), SHARD_COLUMNS)
+            write_table(self.path("baselines"), batch.baselines.assign(run=self.folder.name), GREEDY_COLUMNS)
+        write_table(self.path("shards"), batch.rows.assign(run=self.folder.name), SHARD_COLUMNS)
         return batch.cost
-
-    def _write_image(self, named: tuple[str, np.ndarray]) -> None:
-        stream = io.BytesIO()
-        Image.fromarray(named[1]).save(stream, format="PNG", compress_level=6)
-        write_atomic(self.folder / named[0], stream.getvalue())
 
     def done(self) -> bool:
         """Whether its files are there and whole; a damaged one is named and made again."""
-        kinds = {"shards": self.n_candidates} | ({"baselines": 1} if self.task == "image" else {})
-        return all(self._holds(kind, each) for kind, each in kinds.items())
-
-    def _holds(self, kind: str, each: int) -> bool:
-        path = self.path(kind)
-        try:
-            found = read_table(path)["item"].tolist()
-        except FileNotFoundError:
-            return False
-        except (pa.ArrowException, OSError, KeyError) as error:
-            print(f"{path} is damaged and made again: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
-            return False
-        return found == [item.id for item in self.items for _ in range(each)]
+        for kind, each in {"shards": self.n_candidates, "baselines": 1}.items():
+            try:
+                if (kind == "shards" or self.task == "image") and read_table(self.path(kind))["item"].tolist() != [
+                        item.id for item in self.items for _ in range(each)]:
+                    return False
+            except FileNotFoundError:
+                return False
+            except (pa.ArrowException, OSError) as error:
+                print(f"{self.path(kind)} is damaged, and made again: {error}", file=sys.stderr, flush=True)
+                return False
+        return True
 
 
 # --- a run ----------------------------------------------------------------------------------------
-
-
-def runs_root() -> Place:
-    """Where runs lie: ``data/runs``, or the folder or URL that COMPENDIUM_RUNS names."""
-    root = folder_setting("COMPENDIUM_RUNS", ROOT / "data" / "runs")
-    return Path(root.path) if isinstance(root, UPath) and root.protocol in ("", "file", "local") else root
-
-
-def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def weights_of(preset: Preset) -> dict[str, str | None]:
-    """What identifies the weights of each model by part: a content hash or id@revision; None where unknown."""
-    from lib.models import weights_fingerprint
-
-    parts = ("captioner", "generator", "encoder", "second_encoder")
-    return {part: weights_fingerprint(getattr(preset, part)) for part in parts if getattr(preset, part) is not None}
 
 
 @dataclass(frozen=True)
@@ -179,7 +160,7 @@ class Run:
     """One preset, dataset, task, K and seed, and the folder of its files. Reads from disk when asked.
 
     dataset: the drawn sources; n_candidates: K, perhaps fewer than the folder has (row k does not depend on K);
-    weights: what :func:`weights_of` says.
+    weights: what identifies them, see :func:`weights_of`.
     """
 
     preset: Preset
@@ -191,17 +172,14 @@ class Run:
     weights: Mapping[str, str | None] = field(default_factory=dict)
     shard_size: int = SHARD_SIZE
 
-    # identity
-
     @property
     def identity(self) -> dict[str, Any]:
         """All that changes a row, and nothing else. Revisions are left out of the settings: weights hold them."""
         settings = row_settings(self.preset)
-        for part in settings.values():
-            if isinstance(part, dict):
-                part.pop("revision", None), part.pop("lora_revision", None)
+        settings = {name: {key: inner for key, inner in value.items() if not key.endswith("revision")}
+                    if isinstance(value, dict) else value for name, value in settings.items()}
         return {"settings": _digest(settings), "data": self.dataset.fingerprint, "weights": dict(self.weights),
-                "dataset": self.dataset.name, "task": self.task, "n": len(self.dataset.items), "k": self.n_candidates,
+                "dataset": self.dataset.name, "task": self.task, "n": len(self.dataset), "k": self.n_candidates,
                 "seed": self.seed}
 
     @property
@@ -217,20 +195,19 @@ class Run:
     # reading
 
     def info(self) -> dict[str, Any]:
-        """What ``run.json`` says."""
-        found = self._json("run.json")
-        if not found:
-            raise UserError(f"{self.folder / 'run.json'} is absent or damaged: execute the run again")
-        return found
+        """What ``run.json`` says; empty before the run is begun."""
+        return self._json("run.json")
 
     def cost(self) -> dict[str, Any]:
-        """Sums over all sittings and workers: sources, captions, images, seconds by stage, wall (s); empty if not kept."""
-        return self._json("cost.json")
+        """Sums over all sittings and workers: sources, captions, images, wall (s), and a dict of seconds by stage."""
+        flat, mark = self._json("cost.json"), "seconds: "
+        seconds = {key.removeprefix(mark): flat.pop(key) for key in list(flat) if key.startswith(mark)}
+        return flat | {"seconds": seconds}
 
     def rows(self) -> pd.DataFrame:
         """All rows by source and candidate, ranked among this run's K; missing values are NaN or None."""
         rows = self._table("rows.parquet")
-        if rows["candidate"].max() >= self.n_candidates:
+        if self.n_candidates < self.info()["n_candidates"]:
             rows = ranked(rows[rows["candidate"] < self.n_candidates].reset_index(drop=True))
         return rows
 
@@ -241,25 +218,25 @@ class Run:
     def image(self, name: str) -> Image.Image:
         """The generated image of a row (RGB), by the path in its column message or reconstruction."""
         try:
-            return decode_image((self.folder / name).read_bytes())
+            return decode_image((self.folder / name).read_bytes(), name)
         except FileNotFoundError as error:
             raise UserError(f"{self.folder / name} is absent: remove rows.parquet and the folder shards beside it and "
                             "execute the run again") from error
 
     def _table(self, name: str) -> pd.DataFrame:
         if not self.finished:
-            number = "01_image" if self.task == "image" else "02_text"
-            raise UserError(f"run {self.name} is not finished: execute notebooks/{number}_reconstruction.ipynb with "
-                            "the same parameters first, or ./run_all.sh")
+            notebook = {"image": "01_image_reconstruction", "text": "02_text_reconstruction"}[self.task]
+            raise UserError(f"run {self.name} is not finished: execute notebooks/{notebook}.ipynb with the same "
+                            "parameters first, or ./run_all.sh")
         try:
             return read_table(self.folder / name)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self.folder / name} is damaged: remove it and execute the run again ({error})") from error
+            raise UserError(f"{self.folder / name} is damaged, remove it and execute the run again: {error}") from error
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
             return json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return {}
 
     def _write_json(self, name: str, data: Mapping[str, Any]) -> None:
@@ -267,11 +244,10 @@ class Run:
 
     # executing
 
-    @property
     def shards(self) -> list[Shard]:
         """The sources in batches; a run keeps the size that it was begun with."""
-        size, items = self._json("run.json").get("shard_size", self.shard_size), self.dataset.items
-        return [Shard(i, items[start : start + size], self.name, self.folder, self.preset, self.dataset.name, self.task,
+        size, items = self.info().get("shard_size", self.shard_size), self.dataset.items
+        return [Shard(i, items[start : start + size], self.folder, self.preset, self.dataset.name, self.task,
                       self.n_candidates, self.seed) for i, start in enumerate(range(0, len(items), size))]
 
     def execute(self, workers: int = 1, engine: str = "local", models: Models | Callable[[], Models] | None = None,
@@ -285,7 +261,7 @@ class Run:
         run = self if self.finished or None not in self.weights.values() else self._fetched()
         if run.finished and not (rescore or run._fillable()):
             return run  # before any lock: its folder may be read-only
-        with _locked(run.folder), _disk_errors(run.folder):
+        with _guarded(run.folder):
             if not run.finished:
                 run._begin()
                 run._make(workers, engine, models, progress)
@@ -302,43 +278,43 @@ class Run:
 
     def _fillable(self) -> bool:
         """Whether a score that is missing in the rows could be had now."""
-        missing = self._json("run.json").get("missing_scores", {})
-        had = metrics.available() if missing else {}
-        return any(had.get(name, "") is None for name, reason in missing.items() if reason != NO_REFERENCES)
+        missing = [name for name, reason in self.info().get("missing_scores", {}).items() if reason != NO_REFERENCES]
+        return bool(missing) and any(reason is None for name, reason in metrics.available().items() if name in missing)
 
     def _begin(self) -> None:
         """Write ``run.json`` before the first shard; the record of a begun run stays."""
-        for path in self.folder.glob("**/.*.tmp") if isinstance(self.folder, Path) else ():
+        for path in self.folder.rglob(".*.tmp") if isinstance(self.folder, Path) else ():
             path.unlink(missing_ok=True)  # what killed processes left; the lock is ours
-        if self._json("run.json").get("identity") == self.identity:
+        if self.info().get("identity") == self.identity:
             return
-        data = self.dataset
+        facts = {"name": self.dataset.name, "sources": len(self.dataset), "split_size": len(self.dataset.references),
+                 "notes": list(self.dataset.notes), "absent": len(self.dataset.absent)}
         self._write_json("run.json", {
-            "run": self.name, "task": self.task, "identity": self.identity, "n_candidates": self.n_candidates,
-            "seed": self.seed, "shard_size": self.shard_size, "preset": self.preset.model_dump(mode="json"),
-            "dataset": {"name": data.name, "sources": len(data.items), "split_size": len(data.references),
-                        "notes": list(data.notes)},
+            "run": self.name, "task": self.task, "dataset": facts, "n_candidates": self.n_candidates, "seed": self.seed,
+            "shard_size": self.shard_size, "identity": self.identity, "preset": self.preset.model_dump(mode="json"),
             "made_by": provenance.collect()})
 
-    def _make(self, n_workers: int, engine: str, models: Any, progress: bool) -> None:
+    def _make(self, workers: int, engine: str, models: Any, progress: bool) -> None:
         """Make the shards that are not done, and keep what they cost."""
-        shards = self.shards
-        waiting = [shard for shard in shards if not shard.done()]
+        waiting = [shard for shard in self.shards() if not shard.done()]
         if not waiting:
             return
-        spent = self.cost()
-        cost = Cost(spent.get("sources", 0), spent.get("captions", 0), spent.get("images", 0))
-        cost.seconds.update(spent.get("seconds", {}))
-        with workers.Progress(self, waiting, progress) as bar:
+        self.dataset.check_images()
+        cost = Cost(self._json("cost.json"))
+        begun = time.perf_counter() - cost["wall"]
 
-            def done(shard: Shard, more: Cost) -> None:
-                cost.add(more)
-                wall = spent.get("wall", 0.0) + bar.elapsed
-                self._write_json("cost.json", asdict(cost) | {"wall": wall, "workers": n_workers})
-                bar.done(shard)
+        def done(spent: Cost) -> None:
+            cost.update(spent)
+            cost["wall"] = time.perf_counter() - begun
+            self._write_json("cost.json", {name: round(value, 3) for name, value in cost.items()})
 
-            described = workers.make(waiting, n_workers, engine, models, self.preset, done, bar)
-        self._write_json("run.json", self.info() | {"loaded": described})
+        terminal, k = sys.stderr.isatty(), self.n_candidates
+        with tqdm(total=k * len(self.dataset), initial=k * (len(self.dataset) - sum(len(s.items) for s in waiting)),
+                  desc=self.name, unit="row", disable=not progress, mininterval=0.5 if terminal else 10, maxinterval=10,
+                  bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt}, {elapsed} < {remaining}\n") as bar:
+            tick: Tick = lambda rows: bar.update(rows) if rows or not terminal else bar.refresh()  # noqa: E731
+            loaded = make_shards(waiting, workers, engine, models, self.preset, done, tick)
+        self._write_json("run.json", self.info() | {"loaded": loaded})
 
     # ranking and scoring
 
@@ -347,48 +323,42 @@ class Run:
         if progress:
             print(f"scoring {self.name}", file=sys.stderr, flush=True)
         references = metrics.References.build(self.dataset.references) if self.dataset.references else None
-        missing: dict[str, str] = {}
-        parts: list[tuple[pd.DataFrame, pd.DataFrame]] = []
-        cost, shards = Cost(), self.shards
+        cost, missing, shards = Cost(self._json("cost.json")), {}, self.shards()
         together = max(1, SCORED_TOGETHER // len(shards[0].items))
         with cost.stage("score"):
-            for start in range(0, len(shards), together):
-                parts.append(self._score_part(shards[start : start + together], references, missing))
+            parts = [self._score_part(shards[start : start + together], references, missing)
+                     for start in range(0, len(shards), together)]
         rows, baselines = (pd.concat(part, ignore_index=True) for part in zip(*parts, strict=True))
         write_table(self.folder / "baselines.parquet", baselines, BASELINE_COLUMNS)
         write_table(self.folder / "rows.parquet", rows, ROW_COLUMNS)
-        spent = self.cost()
-        self._write_json("cost.json", spent | {"seconds": spent.get("seconds", {}) | cost.seconds})
+        self._write_json("cost.json", {name: round(value, 3) for name, value in cost.items()})
         flagged = rows.loc[rows["flagged"], "item"]
         counts = {"rows": len(rows), "flagged": len(flagged), "flagged_sources": flagged.nunique(),
                   "truncated_prompts": int(rows["truncated"].sum())}
         self._write_json("run.json", self.info() | {"counts": counts, "missing_scores": missing})
 
-    def _score_part(self, shards: Sequence[Shard], references: Any, missing: dict[str, str]
-                    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def _score_part(self, shards: Sequence[Shard], references: Any, missing: dict[str, str]) -> list[pd.DataFrame]:
         """Rows and baselines of some shards with every score; adds to missing {metric: reason}."""
         rows = ranked(pd.concat([read_table(shard.path("shards")) for shard in shards], ignore_index=True))
         greedy = [read_table(shard.path("baselines")) for shard in shards if self.task == "image"]
-        baselines = pd.concat(greedy, ignore_index=True) if greedy else pd.DataFrame(columns=list(GREEDY_COLUMNS))
-        said = rows["message" if self.task == "image" else "reconstruction"]
-        pairs = pd.concat([rows[["item"]].assign(caption=said.where(~rows["flagged"])), baselines[["item", "caption"]]],
-                          ignore_index=True)
+        baselines = pd.concat(greedy or [pd.DataFrame(columns=list(GREEDY_COLUMNS))], ignore_index=True)
+        said = rows["message" if self.task == "image" else "reconstruction"].where(~rows["flagged"])
+        pairs = pd.concat([rows[["item"]].assign(caption=said), baselines[["item", "caption"]]], ignore_index=True)
         scores = self._score_pairs(pairs, references, missing)
-        rows = rows.join(scores.iloc[: len(rows)])
-        return rows, baselines.join(scores.iloc[len(rows):].reset_index(drop=True))
+        return [rows.join(scores[: len(rows)]), baselines.join(scores[len(rows):].reset_index(drop=True))]
 
     def _score_pairs(self, pairs: pd.DataFrame, references: Any, missing: dict[str, str]) -> pd.DataFrame:
         """Every score of (item, caption) pairs, each distinct one scored once; null where it cannot be had."""
         items = self.dataset.by_id()
         distinct = pairs.dropna().drop_duplicates().reset_index(drop=True)
+        scores = distinct.reindex(columns=[*distinct, *CAPTION_SCORES, *SEMANTIC_SCORES])
         known = distinct[[bool(items[item].references) for item in distinct["item"]]]
-        scores = distinct.assign(**dict.fromkeys((*CAPTION_SCORES, *SEMANTIC_SCORES), np.nan))
         if references is None or known.empty:
-            missing.update(dict.fromkeys(CAPTION_SCORES, NO_REFERENCES))
+            missing |= dict.fromkeys(CAPTION_SCORES, NO_REFERENCES)
         else:
             found = metrics.score_captions(known["item"].tolist(), known["caption"].tolist(), references)
             scores.loc[known.index, list(CAPTION_SCORES)] = found[list(CAPTION_SCORES)].to_numpy(float)
-            missing.update(found.attrs["missing"])
+            missing |= found.attrs["missing"]
         scenes = [items[item].scene for item in distinct["item"]]
         if any(scenes):
             found = metrics.score_semantics(distinct["caption"].tolist(), scenes)
@@ -399,6 +369,20 @@ class Run:
 # --- finding --------------------------------------------------------------------------------------
 
 
+def runs_root() -> Place:
+    """Where runs lie: ``data/runs``, or the folder or URL that COMPENDIUM_RUNS names."""
+    root = folder_setting("COMPENDIUM_RUNS", ROOT / "data" / "runs")
+    return Path(root.path) if isinstance(root, UPath) and root.protocol in ("", "file", "local") else root
+
+
+def weights_of(preset: Preset) -> dict[str, str | None]:
+    """What identifies the weights of each model by part: a content hash or id@revision; None where unknown."""
+    from lib.models import weights_fingerprint
+
+    parts = ("captioner", "generator", "encoder", "second_encoder")
+    return {part: weights_fingerprint(getattr(preset, part)) for part in parts if getattr(preset, part) is not None}
+
+
 def plan_run(preset: Preset, dataset: Dataset, task: str, n_candidates: int, seed: int, root: Place | None = None,
              weights: Mapping[str, str | None] | None = None, shard_size: int = SHARD_SIZE) -> Run:
     """The run over the given sources, in the folder where it lies or will lie.
@@ -407,58 +391,50 @@ def plan_run(preset: Preset, dataset: Dataset, task: str, n_candidates: int, see
     and data.
     """
     root = runs_root() if root is None else root
-    run = Run(preset, dataset, task, n_candidates, seed, root, weights_of(preset) if weights is None else weights,
-              shard_size)
+    run = Run(preset, dataset, task, n_candidates, seed, root, weights or weights_of(preset), shard_size)
     identity = run.identity
-    slugs = [re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60].strip("-.") for name in (preset.name, dataset.name)]
-    stem, size = f"{slugs[0]}--{slugs[1]}--{task}", f"--n{identity['n']}k{{}}s{seed}--"
-    exact = replace(run, folder=root / f"{stem}{size.format(n_candidates)}{_digest(identity)[:8]}")
-    if exact.finished:
+    parts = (preset.name, dataset.name, task)
+    stem = "--".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part)[:60].strip("-.") for part in parts)
+    exact = replace(run, folder=root / f"{stem}--n{len(dataset)}k{n_candidates}s{seed}--{_digest(identity)[:8]}")
+    if exact.finished or not root.is_dir():
         return exact
-    others = [replace(run, folder=folder) for folder in root.glob(stem + size.format("*") + "*")] if root.is_dir() else []
-    serving = [other for other in others if _serves(other._json("run.json").get("identity", {}), identity)
-               and other.finished]
+    others = [replace(run, folder=folder) for folder in root.glob(f"{stem}--n{len(dataset)}k*s{seed}--*")]
+    serving = [other for other in others if other.finished and _serves(other.info()["identity"], identity)]
     return min(serving, key=lambda other: (other.info()["n_candidates"], other.name), default=exact)
 
 
 def _serves(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a run's rows answer for another identity: equal, but for more candidates and weights unknown here."""
-    same = all(found.get(name) == value for name, value in wanted.items() if name not in ("k", "weights"))
-    return same and found.get("k", 0) >= wanted["k"] and all(
+    same = all(found[name] == value for name, value in wanted.items() if name not in ("k", "weights"))
+    return same and found["k"] >= wanted["k"] and all(
         value in (None, found["weights"].get(part)) for part, value in wanted["weights"].items())
 
 
-# --- writing safely -------------------------------------------------------------------------------
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
-def _locked(folder: Place) -> Iterator[None]:
-    """Hold a run's folder on this file system; a second command says so and waits. A killed one leaves no lock."""
-    if not isinstance(folder, Path):
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"another process works on {folder.name}: waiting", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _guarded(folder: Place) -> Iterator[None]:
+    """Hold a run's folder, where it is no store, and turn a full or forbidden disk into one line.
 
-
-@contextlib.contextmanager
-def _disk_errors(folder: Place) -> Iterator[None]:
-    """Turn a full disk or a folder without permission into one line."""
+    A second command on the same run says so and waits. The lock is the kernel's: a killed process leaves none.
+    """
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            if isinstance(folder, Path):
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(folder / ".lock")
+                try:
+                    stack.enter_context(lock.acquire(timeout=0))
+                except Timeout:
+                    print(f"another process works on {folder.name}: waiting", file=sys.stderr, flush=True)
+                    stack.enter_context(lock)
+            yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left in {folder}: make room and run again, finished rows are kept") from error
-        if isinstance(error, PermissionError):
-            raise UserError(f"{error.filename} cannot be written ({error.strerror}): set COMPENDIUM_RUNS to a folder "
-                            "where you may write") from error
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise UserError(f"{error.filename or folder} cannot be written ({error.strerror}): set COMPENDIUM_RUNS to "
+                            "a folder where you may write") from error
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -165,7 +164,8 @@ def _names(dataset: str | Sequence[str], preset: Preset) -> list[str]:
 
 def _sources(dataset: Dataset, task: str) -> Dataset:
     """The dataset without the items that a task cannot start from."""
-    return replace(dataset, items=tuple(item for item in dataset.items if (item.path if task == "image" else item.references)))
+    needed = "path" if task == "image" else "references"
+    return replace(dataset, items=tuple(item for item in dataset.items if getattr(item, needed)))
 
 
 def _unread(preset: Preset, task: str) -> str | None:
@@ -187,7 +187,7 @@ def _figure_folder(preset: Preset, loaded: dict[str, Dataset], n_sources: int, n
     shipped = (PRESETS / f"{preset.name}.toml").is_file() and load_preset(preset.name) == preset
     name = safe_part(preset.name)
     if not shipped:
-        name += f"-{hashlib.sha256(json.dumps(preset.model_dump(mode='json'), sort_keys=True).encode()).hexdigest()[:6]}"
+        name += f"-{hashlib.sha256(preset.model_dump_json().encode()).hexdigest()[:6]}"
     addresses = [dataset.address for dataset in loaded.values()]
     own = [load_dataset(one).address if ":" in one else one for one in preset.datasets]
     if shipped and addresses == own and (n_sources, n_candidates, seed) == (

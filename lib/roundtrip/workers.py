@@ -30,67 +30,26 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from lib.base import ROOT, UserError
 from lib.presets import Preset
 
 if TYPE_CHECKING:
     from lib.models import Models
-    from lib.roundtrip.run import Run, Shard
-    from lib.roundtrip.steps import Cost
+    from lib.roundtrip.run import Shard
+    from lib.roundtrip.steps import Cost, Tick
 
 TRIES = 3
 Load = Callable[[], "Models"]
-Done = Callable[["Shard", "Cost"], None]
+Done = Callable[["Cost"], None]
 
 
-class Progress:
-    """A bar over a run's rows: drawn on a terminal, elsewhere a plain line every ten seconds."""
+def make_shards(shards: Sequence[Shard], workers: int, engine: str, models: Models | Load | None, preset: Preset,
+                done: Done, tick: Tick) -> dict[str, Any]:
+    """Make the shards; what the models are (id, revision, device, number type).
 
-    def __init__(self, run: Run, waiting: Sequence[Shard], shown: bool) -> None:
-        terminal, k = sys.stderr.isatty(), run.n_candidates
-        rest = k * sum(len(shard.items) for shard in waiting)
-        plain = None if terminal else "{desc}: {n_fmt} of {total_fmt} rows, {elapsed} since the start, {remaining} left\n"
-        self.bar = tqdm(total=k * len(run.dataset.items), initial=k * len(run.dataset.items) - rest, desc=run.name,
-                        unit="row", disable=not shown, bar_format=plain, mininterval=0.5 if terminal else 10,
-                        maxinterval=10, dynamic_ncols=terminal)
-        self.begun, self.ahead = time.perf_counter(), 0
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.perf_counter() - self.begun
-
-    def alive(self) -> None:
-        """Show on a terminal that time goes on."""
-        if sys.stderr.isatty() and not self.bar.disable:
-            self.bar.refresh()
-
-    def tick(self, rows: int) -> None:
-        """Count rows whose image is there, before their shard is done."""
-        self.ahead += rows
-        self.bar.update(rows)
-
-    def done(self, shard: Shard) -> None:
-        """Count a shard."""
-        rows = len(shard.items) * shard.n_candidates
-        ahead = min(rows, self.ahead)
-        self.ahead -= ahead
-        self.bar.update(rows - ahead)
-
-
-def make(shards: Sequence[Shard], workers: int, engine: str, models: Models | Load | None, preset: Preset, done: Done,
-         bar: Progress) -> dict[str, Any]:
-    """Make the shards and call done with each and its cost; what the models are (revision, device, number type).
-
-    Raises UserError for an engine that is not there, and when all that can be done is done, if shards were given up.
+    done is called with the cost of each shard when its files are written, tick with the rows that came along (0: time
+    goes on). Raises UserError for an engine that is not there, and when all that can be done is done, if shards were
+    given up.
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise UserError(f"WORKERS = {workers!r}: must be a whole number of at least 1")
@@ -98,17 +57,13 @@ def make(shards: Sequence[Shard], workers: int, engine: str, models: Models | Lo
         raise UserError(f"ENGINE = {engine!r}: choose local or ray")
     load = models if callable(models) else partial(_load, preset) if models is None else lambda: models
     if engine == "local" and workers == 1:
-        return _make_here(shards, load(), done, bar)
-    failed: dict[int, str] = {}
-    if engine == "ray":
-        described = _make_on_ray(shards, min(workers, len(shards)), load, done, failed)
-    else:
-        described = _make_in_processes(shards, min(workers, len(shards)), load, done, failed, bar)
+        return _make_here(shards, load, done, tick)
+    make = _make_on_ray if engine == "ray" else _make_in_processes
+    described, failed = make(shards, min(workers, len(shards)), load, done, tick)
     if failed:
-        first = min(failed)
-        name = next(str(shard) for shard in shards if shard.index == first)
-        raise UserError(f"{len(failed)} of {len(shards)} shards could not be made, all others are kept. First {name}: "
-                        f"{failed[first]}. Mend or take out these sources and run again")
+        shard = min(failed, key=lambda one: one.index)
+        raise UserError(f"{len(failed)} of {len(shards)} shards could not be made, all others are kept. First {shard}: "
+                        f"{failed[shard]}. Mend or take out these sources and run again")
     return described
 
 
@@ -132,23 +87,24 @@ def _described(models: Models) -> dict[str, Any]:
     return {part: facts for part, facts in parts.items() if facts}
 
 
-def _make_here(shards: Sequence[Shard], models: Models, done: Done, bar: Progress) -> dict[str, Any]:
+def _make_here(shards: Sequence[Shard], load: Load, done: Done, tick: Tick) -> dict[str, Any]:
     """Make shards one after the other, while a thread writes the files of the last one."""
+    begun = time.perf_counter()
+    models, loading, last = load(), time.perf_counter() - begun, None
     with ThreadPoolExecutor(1) as writer:
-        last: tuple[Shard, Future[Cost]] | None = None
         for shard in shards:
-            batch = shard.make(models, bar.tick)
-            if last:
-                done(last[0], last[1].result())  # at most one shard waits in memory; a full disk stops us here
-            last = shard, writer.submit(shard.publish, batch)
-        if last:
-            done(last[0], last[1].result())
+            batch = shard.make(models, tick)
+            batch.cost["seconds: load"], loading = loading, 0.0
+            if last is not None:
+                done(last.result())  # at most one shard waits in memory; a full disk stops us here
+            last = writer.submit(shard.publish, batch)
+        done(last.result())
     return _described(models)
 
 
-# --- in a worker ----------------------------------------------------------------------------------
+# --- in a worker process --------------------------------------------------------------------------
 
-_models: Models  # of this worker process
+_models: Models  # of this process
 _problem = ""  # why they could not be loaded
 
 
@@ -191,48 +147,7 @@ def _one_line(error: BaseException) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:200]}"
 
 
-# --- processes --------------------------------------------------------------------------------------
-
-
-def _make_in_processes(shards: Sequence[Shard], workers: int, load: Load, done: Done, failed: dict[int, str],
-                       bar: Progress) -> dict[str, Any]:
-    """Make shards in processes; adds to failed {shard's index: problem}. A pool that broke is started afresh."""
-    waiting, tries, deaths, described = list(shards), Counter(), 0, {}
-
-    def settle(shard: Shard, outcome: Cost | str, again: bool) -> None:
-        if not isinstance(outcome, str):
-            waiting.remove(shard)
-            done(shard, outcome)
-            return
-        tries[shard.index] += 1
-        given_up = not again or tries[shard.index] >= TRIES
-        print(f"{'given up' if given_up else 'is tried again'}: {shard}: {outcome}", file=sys.stderr, flush=True)
-        if given_up:
-            failed[shard.index] = outcome
-            waiting.remove(shard)
-
-    while waiting:
-        suspects = [shard for shard in waiting if tries[shard.index]]
-        queue, running = suspects or list(waiting), {}
-        with _Pool(1 if suspects else workers, load) as pool:
-            try:
-                described, deaths = pool.ready(), 0
-                while queue or running:
-                    while queue and len(running) < pool.width:
-                        shard = queue.pop(0)
-                        running[pool.submit(_work, shard)] = shard
-                    for future in wait(running, 2, FIRST_COMPLETED)[0]:
-                        outcome = future.result()
-                        settle(running.pop(future), *outcome)
-                    bar.alive()
-            except BrokenProcessPool:
-                deaths += not running
-                if deaths >= TRIES:
-                    raise UserError(f"{deaths} workers died while they loaded the models (out of memory?): use fewer "
-                                    "workers; finished rows are kept") from None
-                for shard in running.values():
-                    settle(shard, "its worker was killed (out of memory?)", True)
-    return described
+# --- processes ------------------------------------------------------------------------------------
 
 
 class _Pool(ProcessPoolExecutor):
@@ -240,9 +155,9 @@ class _Pool(ProcessPoolExecutor):
 
     def __init__(self, width: int, load: Load) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.width, self.others = width, set(multiprocessing.active_children())
         # Started afresh (spawn): CUDA and thread pools do not survive a fork.
         super().__init__(width, multiprocessing.get_context("spawn"), _start, (load, max(1, cores // width)))
-        self.width, self.others = width, set(multiprocessing.active_children())
 
     def ready(self) -> dict[str, Any]:
         """Wait for a worker's models; what they are."""
@@ -256,7 +171,48 @@ class _Pool(ProcessPoolExecutor):
         super().__exit__(kind, *rest)
 
 
-# --- Ray --------------------------------------------------------------------------------------------
+def _make_in_processes(shards: Sequence[Shard], workers: int, load: Load, done: Done, tick: Tick
+                       ) -> tuple[dict[str, Any], dict[Shard, str]]:
+    """Make shards in processes; what the models are and {shard given up: problem}. A broken pool is started afresh."""
+    waiting, tries, failed, described, deaths = list(shards), Counter[int](), {}, {}, 0
+
+    def settle(shard: Shard, outcome: Cost | str, again: bool) -> None:
+        tries[shard.index] += 1
+        if not isinstance(outcome, str):
+            done(outcome)
+            tick(len(shard.items) * shard.n_candidates)
+        elif again and tries[shard.index] < TRIES:
+            print(f"is tried again: {shard}: {outcome}", file=sys.stderr, flush=True)
+            return
+        else:
+            print(f"given up: {shard}: {outcome}", file=sys.stderr, flush=True)
+            failed[shard] = outcome
+        waiting.remove(shard)
+
+    while waiting:
+        suspects = [shard for shard in waiting if tries[shard.index]]
+        queue, running = suspects or list(waiting), dict[Future[Any], "Shard"]()
+        with contextlib.suppress(BrokenProcessPool), _Pool(1 if suspects else workers, load) as pool:
+            described, deaths = pool.ready(), 0
+            while queue or running:
+                while queue and len(running) < pool.width:
+                    shard = queue.pop(0)
+                    running[pool.submit(_work, shard)] = shard
+                for future in wait(running, 2, FIRST_COMPLETED)[0]:
+                    outcome = future.result()
+                    settle(running.pop(future), *outcome)
+                tick(0)
+            continue
+        deaths += not running
+        if deaths >= TRIES:
+            raise UserError(f"{deaths} workers died while they loaded the models (out of memory?): use fewer workers; "
+                            "finished rows are kept")
+        for shard in running.values():
+            settle(shard, "its worker was killed (out of memory?)", True)
+    return described, failed
+
+
+# --- Ray ------------------------------------------------------------------------------------------
 
 
 class _Actor:
@@ -281,8 +237,9 @@ class _Actor:
         return shard, outcome
 
 
-def _make_on_ray(shards: Sequence[Shard], workers: int, load: Load, done: Done, failed: dict[int, str]) -> dict[str, Any]:
-    """Make shards by Ray actors; adds to failed {shard's index: problem}. Ray restarts actors and repeats their calls."""
+def _make_on_ray(shards: Sequence[Shard], workers: int, load: Load, done: Done, tick: Tick
+                 ) -> tuple[dict[str, Any], dict[Shard, str]]:
+    """Make shards by actors, as :func:`_make_in_processes` does. Ray restarts actors and repeats their calls."""
     if importlib.util.find_spec("ray") is None:
         raise UserError("ENGINE = 'ray' needs the package ray: .venv/bin/python -m pip install --no-deps -r "
                         "requirements-ray.lock, or use local")
@@ -294,21 +251,21 @@ def _make_on_ray(shards: Sequence[Shard], workers: int, load: Load, done: Done, 
         _join(ray)
     maker = ray.remote(_Actor).options(max_restarts=-1, max_task_retries=TRIES - 1, scheduling_strategy="SPREAD",
                                        **_share(ray.nodes(), workers))
-    actors = [maker.remote(load) for _ in range(workers)]
-    left = {shard.index for shard in shards}
+    actors, left, failed = [maker.remote(load) for _ in range(workers)], {shard.index: shard for shard in shards}, {}
     try:
         described = ray.get(ray.wait([actor.ready.remote() for actor in actors])[0][0])
         pool = ActorPool(actors)
         for shard in shards:
             pool.submit(lambda actor, one: actor.work.remote(one), shard)
         while pool.has_next():
-            with contextlib.suppress(ray.exceptions.ActorError):  # the shard that killed it three times stays left
+            with contextlib.suppress(ray.exceptions.ActorError):  # the shard that it could not survive stays left
                 shard, outcome = pool.get_next_unordered()
-                left.discard(shard.index)
+                own = left.pop(shard.index)
                 if isinstance(outcome, str):
-                    failed[shard.index] = outcome
+                    failed[own] = outcome
                 else:
-                    done(shard, outcome)
+                    done(outcome)
+                    tick(len(shard.items) * shard.n_candidates)
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, (UserError, OSError)) else error from None
     except ray.exceptions.ActorError as error:
@@ -319,8 +276,8 @@ def _make_on_ray(shards: Sequence[Shard], workers: int, load: Load, done: Done, 
             ray.kill(actor)
         if ours:
             ray.shutdown()
-    failed |= dict.fromkeys(left, f"its actor was lost {TRIES} times (killed, out of memory, or its machine is gone)")
-    return described
+    lost = f"its actor was lost {TRIES} times (killed, out of memory, or its machine is gone)"
+    return described, failed | dict.fromkeys(left.values(), lost)
 
 
 def _join(ray: Any) -> None:
