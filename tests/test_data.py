@@ -70,7 +70,7 @@ def test_the_picture_book_is_complete(name, count, domains):
     assert {len(item.references) for item in dataset.items} == {count}
     assert all(item.scene for item in dataset.items) and {item.domain for item in dataset.items} == domains
     assert dataset.items[0].image().size == (64, 64)
-    assert dataset.notes == (f"{name}: 500 images, {500 * count:,} captions",)
+    assert list(dataset.notes) == [f"{name}: 500 images, {500 * count:,} captions"]
     dataset.check_images()
 
 
@@ -112,7 +112,7 @@ def test_captions_without_a_word_are_dropped_and_that_is_said(coco):
     dataset = coco(data)
     assert [len(item.references) for item in dataset.items] == [1, 0, 2] and set(dataset.references) == {"1", "3"}
     assert "1 images without captions, such as 2" in dataset.notes[0]
-    assert dataset.notes[1] == "captions without a word were left out: 1, 2"
+    assert dataset.notes[1] == "coco-val2017: captions without a word were left out: 1, 2"
 
 
 def test_absent_images_are_missing_and_not_replaced(coco):

@@ -52,7 +52,7 @@ def test_captions_in_any_format(folder, name):
     dataset = load(folder)
     assert [(i.id, i.references) for i in dataset.items] == [
         ("1.png", ("one", "uno")), ("2.png", ("two",)), ("3.png", ())]
-    assert dataset.notes == ("folder images: 3 images, 2 with captions; 1 without captions, such as 3.png",)
+    assert tuple(dataset.notes) == ("images: 3 images, 3 captions; 1 images without captions, such as 3.png",)
     assert dataset.references == {"1.png": ("one", "uno"), "2.png": ("two",)}
     assert dataset.feeds("image") is None and dataset.feeds("text") is None
 
@@ -72,7 +72,7 @@ def test_without_captions_only_the_image_task_is_fed(folder):
     dataset = load(folder)
     assert not dataset.references and dataset.feeds("image") is None
     assert dataset.feeds("text").startswith("dataset images has no captions, which text reconstruction starts from")
-    assert dataset.notes == ("folder images: 3 images, 0 with captions",)
+    assert tuple(dataset.notes) == ("images: 3 images, 0 captions",)
 
 
 def test_captions_without_any_image(tmp_path):
@@ -119,7 +119,7 @@ def test_what_was_matched_and_what_passed_over_is_one_line(folder):
     dataset = load(folder)
     assert [item.id for item in dataset.items] == ["1.png", "2.png", "3.png", "photo.jfif", "photo.jpe"]
     line, = dataset.notes
-    for part in ("folder images: 5 images, 1 with captions;", "4 without captions, such as 2.png, 3.png, photo.jfif and 1",
+    for part in ("images: 5 images, 1 captions;", "4 images without captions, such as 2.png, 3.png, photo.jfif and 1",
                  "captions of 3 names fit no image, such as 7.png, 8.png, photo;", "1 broken link", "1 hidden image",
                  "2 .heic (not read as image: convert", "1 .svg (not read", "1 without extension (not read",
                  "2 .txt (no one image has its name)", "1 .csv (not named captions)"):
@@ -189,7 +189,7 @@ def test_a_quote_inside_a_csv_field_is_a_sign_like_others(folder):
 def test_captions_without_a_word_are_dropped_and_that_is_said(folder):
     (folder / "captions.json").write_text(json.dumps({"1.png": ["one", ""], "2.png": "...", "3.png": "drei"}))
     assert read(folder) == {"1.png": ("one",), "2.png": (), "3.png": ("drei",)}
-    assert load(folder).notes[1] == "captions without a word were left out: 1.png, 2.png"
+    assert load(folder).notes[1] == "images: captions without a word were left out: 1.png, 2.png"
 
 
 def test_bad_folders(folder, tmp_path):
@@ -226,7 +226,7 @@ def test_texts(tmp_path, monkeypatch):
     assert dataset.name == "prompts.v1" and dataset.address == f"texts:{path}"
     assert [(i.id, i.references) for i in dataset.items] == [
         ("000001", ("a red boat",)), ("000003", ("two owls",)), ("000005", ("three",))]
-    assert dataset.notes == ("texts prompts.v1.txt: 3 prompts", "captions without a word were left out: 000004")
+    assert tuple(dataset.notes) == ("prompts.v1: 3 texts, no images", "prompts.v1: captions without a word were left out: 000004")
     assert dataset.feeds("text") is None and "prompts.v1 has no images" in dataset.feeds("image")
     with pytest.raises(UserError, match="no image"):
         dataset.items[0].image()

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from lib.base import UserError, stable_seed
+from lib.data.captions import with_words
 from lib.data.images import decode_image
 
 
@@ -56,7 +57,7 @@ class Dataset:
     items: tuple[Item, ...]
     references: Mapping[str, tuple[str, ...]]
     absent: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: Collection[str] = ()
     remedy: str = "use folder:PATH for images"
 
     def __len__(self) -> int:
@@ -126,7 +127,20 @@ def examples(names: Collection[str], most: int = 3) -> str:
     return ", ".join(list(names)[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def remarks(line: str, raw: Mapping[str, Collection[str]], kept: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the line, and another one if captions were left out because they have no word."""
-    fewer = [key for key, texts in raw.items() if len(texts) > len(kept[key])]
-    return (line, f"captions without a word were left out: {examples(fewer)}") if fewer else (line,)
+def build(name: str, address: str, raw: Mapping[str, Collection[str]], items: Iterable[Item], more: str = "",
+          **rest: Any) -> Dataset:
+    """Return a dataset of the items with those of their ``raw`` captions that have a word, and what was read in notes.
+
+    more: what the note says besides; rest: further fields of the dataset.
+    """
+    captions = {key: with_words(texts) for key, texts in raw.items()}
+    items = tuple(replace(item, references=captions[item.id]) for item in items)
+    images = sum(item.path is not None for item in items)
+    count = f"{sum(map(len, captions.values())):,}"
+    line = f"{name}: {images:,} images, {count} captions" if images else f"{name}: {count} texts, no images"
+    bare = [item.id for item in items if not item.references]
+    if 0 < len(bare) < len(items):
+        line += f"; {len(bare):,} images without captions, such as {examples(bare)}"
+    fewer = [key for key, texts in raw.items() if len(texts) > len(captions[key])]
+    notes = [line + more, *[f"{name}: captions without a word were left out: {examples(fewer)}"] * bool(fewer)]
+    return Dataset(name, address, items, {key: texts for key, texts in captions.items() if texts}, notes=notes, **rest)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.base import ROOT, UserError, folder_setting, stable_seed
-from lib.data.captions import Entry, read_coco, read_text, validated, with_words
-from lib.data.datasets import Dataset, Item, remarks
+from lib.data.captions import Entry, read_coco, read_text, validated
+from lib.data.datasets import Dataset, Item, build, examples
 
 _TABLES = tomllib.loads((ROOT / "data" / "datasets.toml").read_text(encoding="utf-8"))
 NAMED: dict[str, dict[str, Any]] = {name: _TABLES.get(table.get("base"), {}) | table for name, table in _TABLES.items()}
@@ -54,19 +54,13 @@ def load_named(name: str) -> Dataset:
     entries, (root, _, folder) = listed(name), place(name)
     truth = root / "scenes.json"
     scenes = validated(dict[str, dict], read_text(truth), str(truth)) if truth.is_file() else {}
-    raw = {entry.id: entry.captions for entry in entries}
-    captions = {key: with_words(texts) for key, texts in raw.items()}
     absent = {entry.id: entry.file_name for entry in entries if not (folder / entry.file_name).is_file()}
     none = len(absent) == len(entries)
-    items = tuple(Item(entry.id, None if none else folder / entry.file_name, captions[entry.id], entry.domain,
-                       scenes.get(entry.id)) for entry in entries if none or entry.id not in absent)
-    line = f"{name}: {len(entries) - len(absent):,} images, {sum(map(len, captions.values())):,} captions"
-    if absent:
-        line += f"; {len(absent):,} listed images are not in {folder}, such as {next(iter(absent.values()))}"
-    if bare := [key for key, texts in captions.items() if not texts]:
-        line += f"; {len(bare):,} images without captions, such as {bare[0]}"
-    references = {key: texts for key, texts in captions.items() if texts}
-    return Dataset(name, name, items, references, absent, remarks(line, raw, captions), _remedy(name))
+    items = [Item(entry.id, None if none else folder / entry.file_name, (), entry.domain, scenes.get(entry.id))
+             for entry in entries if none or entry.id not in absent]
+    more = f"; {len(absent):,} listed images are not in {folder}, such as {examples(absent.values())}" if absent else ""
+    return build(name, name, {entry.id: entry.captions for entry in entries}, items, more, absent=absent,
+                 remedy=_remedy(name))
 
 
 def _remedy(name: str) -> str:

@@ -15,7 +15,7 @@ from unicodedata import normalize
 
 from lib.base import UserError, user_path
 from lib.data.captions import CAPTION_FILES, read_folder_captions, read_lines, with_words
-from lib.data.datasets import Dataset, Item, examples, remarks
+from lib.data.datasets import Dataset, Item, build, examples
 from lib.data.images import EXTENSIONS
 
 
@@ -38,17 +38,10 @@ def load_folder(place: str) -> Dataset:
     matched = match_names(known, raw)
     for name, image in matched.items():
         raw[image] += [text for text in known[name] if text not in raw[image]]
-    captions = {name: with_words(texts) for name, texts in raw.items()}
-    bare = [name for name, texts in captions.items() if not texts]
-    line = f"folder {folder.name}: {len(images):,} images, {len(captions) - len(bare):,} with captions"
-    if 0 < len(bare) < len(captions):
-        line += f"; {len(bare):,} without captions, such as {examples(bare)}"
-    if lost := [name for name in known if name not in matched]:
-        line += f"; captions of {len(lost):,} names fit no image, such as {examples(lost)}"
-    items = tuple(Item(name, folder / name if images else None, texts) for name, texts in captions.items())
-    references = {name: texts for name, texts in captions.items() if texts}
-    return Dataset(folder.name or "folder", f"folder:{folder}", items, references,
-                   notes=remarks(line + over, raw, captions))
+    lost = [name for name in known if name not in matched]
+    more = f"; captions of {len(lost):,} names fit no image, such as {examples(lost)}" if lost else ""
+    items = [Item(name, folder / name if images else None) for name in raw]
+    return build(folder.name or "folder", f"folder:{folder}", raw, items, more + over)
 
 
 def load_texts(place: str) -> Dataset:
@@ -57,12 +50,10 @@ def load_texts(place: str) -> Dataset:
     if not path.is_file():
         raise UserError(f"text file {path} does not exist: check the path")
     raw = {f"{number:06d}": (line,) for number, line in read_lines(path)}
-    prompts = {key: with_words(lines) for key, lines in raw.items()}
-    items = tuple(Item(key, None, lines) for key, lines in prompts.items() if lines)
+    items = [Item(key, None) for key, line in raw.items() if with_words(line)]
     if not items:
         raise UserError(f"text file {path} has no text: write one prompt a line")
-    notes = remarks(f"texts {path.name}: {len(items):,} prompts", raw, prompts)
-    return Dataset(path.stem, f"texts:{path}", items, {item.id: item.references for item in items}, notes=notes)
+    return build(path.stem, f"texts:{path}", raw, items)
 
 
 def match_names(names: Iterable[str], images: Collection[str]) -> dict[str, str]:
