@@ -1,0 +1,154 @@
+"""Do finished rows repeat? A sample is made again and compared; averages are compared with the committed ones.
+
+``data/expected/<preset>.json`` holds, by run, a digest of all captions and averages with a tolerance. On the machine
+that wrote it they repeat exactly. Elsewhere other processor instructions round differently, now and then a token
+flips at a near tie, and that candidate becomes another draw of the same distribution. The tolerance is four standard
+errors of a mean of which a twentieth of the rows is drawn anew. After a change that is meant::
+
+    python -c "from lib.roundtrip import open_runs, check; check.write_expected(open_runs('mini'))"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lib.base import ROOT, stable_seed, write_atomic
+from lib.roundtrip.run import Run
+from lib.roundtrip.runs import Runs
+from lib.roundtrip.steps import Batch, round_trip
+
+if TYPE_CHECKING:
+    from lib.models import Models
+
+SAMPLE = 3  # sources of each run
+EXPECTED = ROOT / "data" / "expected"
+# What may differ, as another batch sums in another order. Where a caption differs, the rest of its row is that of
+# another candidate and is not compared.
+TOLERANCES = {"similarity": 1e-4, "similarity_second": 1e-4, "similarity_euclidean": 1e-3}
+LOGPROB = {"image": 1e-3, "text": 1e-2}  # the captioned image itself may differ by a grey level
+PIXELS = 2.0  # grey levels of 255
+FLIPS = 0.01  # share of captions and of sources, one in any case, that a near tie may turn
+AVERAGES = ("n_words", "logprob", "similarity", "similarity_second", "cider", "bleu4", "meteor", "rouge_l",
+            "spice_spacy", "clip_score", "clip_score_second", "sem_f")
+
+
+def verify(run: Run, sample: int = SAMPLE, models: Models | None = None) -> pd.DataFrame:
+    """Make a sample of a finished run's sources again, as one batch in another order, and compare all their rows.
+
+    Returns one row a check: check, found (a largest difference or a number), allowed, holds.
+    """
+    if models is None:
+        from lib.models import load_models
+
+        models = load_models(run.preset)
+    rng, items = np.random.default_rng(stable_seed("verify", run.name)), run.dataset.items
+    chosen = [items[i] for i in rng.choice(len(items), min(sample, len(items)), replace=False)]
+    batch = round_trip(run.task, chosen, models, run.preset, run.dataset.name, run.n_candidates, run.seed)
+    return compare(run, batch)
+
+
+def compare(run: Run, again: Batch) -> pd.DataFrame:
+    """Compare the rows of a batch made again with those of the run; see :func:`verify`."""
+    both = again.rows.merge(run.rows(), on=["item", "candidate"], how="left", suffixes=("", "_kept"))
+    said, shown = ("message", "reconstruction") if run.task == "image" else ("reconstruction", "message")
+    same = both[said] == both[f"{said}_kept"]
+    best = [both.loc[both.groupby("item", sort=False)[name].idxmax(), "candidate"].to_numpy()
+            for name in ("similarity", "similarity_kept")] if both["similarity_kept"].notna().all() else [[0], [1]]
+    checks = [("rows absent or with another seed", (both["seed"] != both["seed_kept"]).sum(), 0),
+              (f"captions that differ, of {len(both)}", (~same).sum(), min(max(1, FLIPS * len(both)), len(both) - 1)),
+              (f"sources with another best candidate, of {len(best[0])}", np.sum(best[0] != best[1]),
+               max(1, FLIPS * len(best[0])))]
+    for name, allowed in (TOLERANCES | {"logprob": LOGPROB[run.task]}).items():
+        now, kept = both.loc[same, name].to_numpy(float), both.loc[same, f"{name}_kept"].to_numpy(float)
+        lost = (np.isnan(now) != np.isnan(kept)).any()
+        checks.append((name, np.nan if lost else np.nanmax(np.abs(now - kept), initial=0.0), allowed))
+    # An image follows its caption in image reconstruction and precedes it in text reconstruction.
+    pairs = both.loc[same | (run.task == "text"), [shown, f"{shown}_kept"]].dropna().drop_duplicates()
+    pixels = [np.abs(again.images[a].astype(int) - np.asarray(run.image(b), int)).max() for a, b in pairs.to_numpy()]
+    table = pd.DataFrame([*checks, ("pixels", max(pixels, default=0), PIXELS)], columns=["check", "found", "allowed"])
+    return table.assign(found=table["found"].astype(float), holds=table["found"] <= table["allowed"])
+
+
+def verify_runs(runs: Runs, sample: int = SAMPLE) -> bool:
+    """Verify every run and print what was compared; whether all of it holds."""
+    holds = True
+    for run in runs.runs.values():
+        run.rows()  # says that it is not finished before a model is loaded
+        table = verify(run, sample, runs.models)
+        print(f"{run.name}: {min(sample, len(run.dataset))} sources made again\n{table.to_string(index=False)}", flush=True)
+        holds &= bool(table["holds"].all())
+    print("all rows repeat within the tolerances" if holds else "NOT all rows repeat", flush=True)
+    return holds
+
+
+# --- expected results -----------------------------------------------------------------------------
+
+
+def averages(rows: pd.DataFrame) -> dict[str, list[float]]:
+    """{name: [mean, tolerance]} over all rows and over the selected candidates; without what has no value."""
+    found = {}
+    for part, table in (("all", rows), ("selected", rows[rows["selected"]])):
+        for name in AVERAGES:
+            values = table[name].dropna().astype(float)
+            if len(values):
+                error = float(values.std(ddof=0)) * math.sqrt(2 * 0.05 / len(values))
+                found[f"{name}, {part}"] = [round(float(values.mean()), 9), round(1e-6 + 4 * error, 9)]
+    return found
+
+
+def captions_digest(rows: pd.DataFrame) -> str:
+    """A hash of all captions in order: equal only where every token is equal."""
+    rows = rows.sort_values(["item", "candidate"])
+    said = rows["message"].where(rows["task"] == "image", rows["reconstruction"])
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+
+def write_expected(runs: Runs) -> Path:
+    """Take the averages of finished runs as the expected ones, beside those of other sizes."""
+    path = EXPECTED / f"{runs.preset.name}.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for run in runs.runs.values():
+        known = {name: entry for name, entry in known.items() if _size(name) != _size(run.name)}
+        rows = run.rows()
+        known[run.name] = {"captions": captions_digest(rows), "averages": averages(rows)}
+    lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(known.items()))
+    write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    return path
+
+
+def compare_expected(runs: Runs) -> tuple[bool, str]:
+    """Compare finished runs with the expected results: whether all is as expected, and what was found in one line.
+
+    Where nothing is expected of these runs the line is empty; results of other weights, data or settings are said to
+    be not comparable.
+    """
+    path = EXPECTED / f"{runs.preset.name}.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    wrong, equal, compared, foreign = [], 0, 0, 0
+    for run in runs.runs.values():
+        if run.name not in known:
+            foreign += _size(run.name) in map(_size, known)
+        elif run.finished:
+            rows, entry, compared = run.rows(), known[run.name], compared + 1
+            found = averages(rows)
+            for name, (value, tolerance) in entry["averages"].items():
+                now = found.get(name, [math.nan])[0]
+                if not abs(now - value) <= tolerance:
+                    wrong.append(f"{run.task} {run.dataset.name}: {name} {now:.6g} instead of {value:.6g}")
+            equal += captions_digest(rows) == entry["captions"]
+    parts = [f"{len(wrong)} averages are NOT as expected ({'; '.join(wrong[:3])})" if wrong else "all as expected",
+             f"{equal} equal in every caption"] if compared else []
+    parts += [f"{foreign} not comparable (other weights, data or settings)"] if foreign else []
+    return not wrong, f"{compared} runs compared with {path.name}: {', '.join(parts)}" if parts else ""
+
+
+def _size(name: str) -> str:
+    """A run's name without its hash."""
+    return name.rpartition("--")[0]
