@@ -55,6 +55,7 @@ def test_palettes_and_transparent_colours():
     assert middle(decode_image(saved(Image.new("RGB", (4, 4), RED), "PNG", transparency=RED)), (255, 255, 255))
 
 
+@pytest.mark.filterwarnings("ignore:Image size")
 def test_exif_orientation_first_frame_and_extreme_sizes():
     pixels = np.zeros((10, 30, 3), dtype=np.uint8)
     pixels[:, :15] = RED

@@ -208,8 +208,11 @@ def test_bad_folders(folder, tmp_path):
 
 @pytest.mark.parametrize(("name", "shown"), [(b"b\xff.png", r"b\udcff.png"), (b"a\nb.png", r"a\nb.png")])
 def test_names_that_no_table_can_hold(folder, name, shown):
-    (folder / os.fsdecode(name)).write_bytes((folder / "1.png").read_bytes())
-    for place in (folder, folder / os.fsdecode(name)):
+    odd = folder / os.fsdecode(name)
+    odd.write_bytes((folder / "1.png").read_bytes())
+    (folder / "deep" / odd.name).mkdir(parents=True)
+    (folder / "deep" / odd.name / "1.png").write_bytes(odd.read_bytes())
+    for place in (folder, folder / "deep", folder / "deep" / odd.name):
         with pytest.raises(UserError) as caught:
             load(place)
         assert shown in str(caught.value) and "rename it" in str(caught.value) and "\n" not in str(caught.value)
@@ -235,7 +238,7 @@ def test_texts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("raw", "reason"), [(b" \n\n", "has no text"), (b"", "has no text"),
-                                             ("Brücke".encode("latin-1"), "byte 2 is not UTF-8")])
+                                             ("Brücke".encode("latin-1"), "in position 2: .* UTF-8")])
 def test_bad_texts(tmp_path, raw, reason):
     (tmp_path / "prompts.txt").write_bytes(raw)
     with pytest.raises(UserError, match=reason) as caught:

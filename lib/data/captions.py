@@ -44,19 +44,11 @@ class Entry(pydantic.BaseModel):
     captions: list[str] = []
 
 
-class _Annotation(pydantic.BaseModel):
-    image_id: Id
-    caption: StrictStr
-
-
-class _CocoFile(pydantic.BaseModel):
-    images: list[Entry] = Field(min_length=1)
-    annotations: list[_Annotation] = Field(min_length=1)
-
-
-class _Record(pydantic.BaseModel):
-    file_name: FileName = Field(validation_alias=AliasChoices(*NAME_KEYS))
-    captions: Captions = Field(validation_alias=AliasChoices(*CAPTION_KEYS))
+_Annotation = pydantic.create_model("_Annotation", image_id=(Id, ...), caption=(StrictStr, ...))
+_CocoFile = pydantic.create_model("_CocoFile", images=(Annotated[list[Entry], Field(min_length=1)], ...),
+                                  annotations=(Annotated[list[_Annotation], Field(min_length=1)], ...))
+_Record = pydantic.create_model("_Record", file_name=(FileName, Field(validation_alias=AliasChoices(*NAME_KEYS))),
+                                captions=(Captions, Field(validation_alias=AliasChoices(*CAPTION_KEYS))))
 
 
 def read_text(path: Path) -> str:
@@ -64,10 +56,8 @@ def read_text(path: Path) -> str:
     try:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): save it as text in UTF-8") from error
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

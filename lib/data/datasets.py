@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -57,7 +58,7 @@ class Dataset:
     items: tuple[Item, ...]
     references: Mapping[str, tuple[str, ...]]
     absent: Mapping[str, str] = field(default_factory=dict)
-    notes: Collection[str] = ()
+    notes: tuple[str, ...] = ()
     remedy: str = "use folder:PATH for images"
 
     def __len__(self) -> int:
@@ -133,6 +134,8 @@ def build(name: str, address: str, raw: Mapping[str, Collection[str]], items: It
 
     more: what the note says besides; rest: further fields of the dataset.
     """
+    if odd := [key for key in (address, *raw) if re.search(r"[\x00-\x1f\ud800-\udfff]", key)]:
+        raise UserError(f"dataset {name!a}: {odd[0]!a} is not UTF-8 or has a control character: rename it")
     captions = {key: with_words(texts) for key, texts in raw.items()}
     items = tuple(replace(item, references=captions[item.id]) for item in items)
     images = sum(item.path is not None for item in items)
@@ -142,5 +145,6 @@ def build(name: str, address: str, raw: Mapping[str, Collection[str]], items: It
     if 0 < len(bare) < len(items):
         line += f"; {len(bare):,} images without captions, such as {examples(bare)}"
     fewer = [key for key, texts in raw.items() if len(texts) > len(captions[key])]
-    notes = [line + more, *[f"{name}: captions without a word were left out: {examples(fewer)}"] * bool(fewer)]
-    return Dataset(name, address, items, {key: texts for key, texts in captions.items() if texts}, notes=notes, **rest)
+    words = (f"{name}: captions without a word were left out: {examples(fewer)}",) if fewer else ()
+    return Dataset(name, address, items, {key: texts for key, texts in captions.items() if texts},
+                   notes=(line + more, *words), **rest)

@@ -50,10 +50,11 @@ def fetch(names: Sequence[str], n: int, seed: int) -> bool:
     What is there stays, so that an interrupted fetch goes on. UserError in one line where captions cannot be had;
     images that cannot be had are printed and count as missing.
     """
-    for name in [name for name in names if missing_files([name], n, seed)]:
+    missing = {name: lacks for name in names if (lacks := missing_files([name], n, seed))}
+    for name, lacks in missing.items():
         captions = place(name)[1].is_file()
         if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
-            what = ", ".join(f"{what} (about {size / 1e6:,.1f} MB)" for what, size in missing_files([name], n, seed))
+            what = ", ".join(f"{what} (about {size / 1e6:,.1f} MB)" for what, size in lacks)
             line = f"missing: {what}; HF_HUB_OFFLINE is set: fetch on a connected machine with ./run_all.sh --fetch"
             if not captions:
                 raise UserError(line)
@@ -62,7 +63,7 @@ def fetch(names: Sequence[str], n: int, seed: int) -> bool:
         if not captions:
             _fetch_annotation(name)
         _fetch_images(name, _missing_images(name, n, seed))
-    return not missing_files(names, n, seed)
+    return not missing_files([*missing], n, seed)
 
 
 def _missing_images(name: str, n: int, seed: int) -> list[Entry]:

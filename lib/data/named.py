@@ -65,7 +65,5 @@ def load_named(name: str) -> Dataset:
 
 def _remedy(name: str) -> str:
     """How absent files of a dataset come here."""
-    if "variable" not in NAMED[name]:
-        return "run python -m lib.picturebook.build"
-    return (f"fetch them with ./run_all.sh --fetch --preset paper --dataset {name}, or set {NAMED[name]['variable']} "
-            "to a folder that has the official files")
+    return NAMED[name].get("remedy", f"fetch them with ./run_all.sh --fetch --preset paper --dataset {name}, or set "
+                                     f"{NAMED[name].get('variable')} to a folder that has the official files")

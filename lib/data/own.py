@@ -18,6 +18,9 @@ from lib.data.captions import CAPTION_FILES, read_folder_captions, read_lines, w
 from lib.data.datasets import Dataset, Item, build, examples
 from lib.data.images import EXTENSIONS
 
+NO_IMAGE = "not read as image: convert to JPEG or PNG"
+REASONS = {".txt": "no one image has its name"} | dict.fromkeys((".json", ".jsonl", ".csv"), "not named captions")
+
 
 def load_folder(place: str) -> Dataset:
     """Return the images of a folder with their captions, without any image the captions alone.
@@ -30,7 +33,8 @@ def load_folder(place: str) -> Dataset:
     names, passed = _walk(folder)
     images = [name for name in names if _suffix(name) in EXTENSIONS]
     known, files = _read_captions(folder, names, images)
-    passed.update(map(_why_passed_over, sorted(set(names) - {*images, *files})))
+    passed.update(f"{_suffix(name) or 'without extension'} ({REASONS.get(_suffix(name), NO_IMAGE)})"
+                  for name in set(names) - {*images, *files})
     over = "; passed over: " * bool(+passed) + ", ".join(f"{n} {reason}" for reason, n in sorted((+passed).items()))
     if not images and not known:
         raise UserError(f"folder {folder} has no images ({', '.join(sorted(EXTENSIONS))}){over}")
@@ -68,14 +72,7 @@ def match_names(names: Iterable[str], images: Collection[str]) -> dict[str, str]
 
 
 def _absolute(place: str) -> Path:
-    return Path(os.path.abspath(str(user_path(_check_name(place.strip(), "dataset")))))
-
-
-def _check_name(name: str, where: str) -> str:
-    """The name; UserError if no table and no line of a message can hold it."""
-    if any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in name):
-        raise UserError(f"{where}: file name {name!a} is not UTF-8 or has a control character: rename it")
-    return name
+    return Path(os.path.abspath(str(user_path(place.strip()))))
 
 
 def _suffix(name: str) -> str:
@@ -100,7 +97,7 @@ def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
             elif not path.is_file():
                 passed["broken link"] += 1
             else:
-                names.append(_check_name(path.relative_to(folder).as_posix(), f"folder {folder}"))
+                names.append(path.relative_to(folder).as_posix())
     return sorted(names), passed
 
 
@@ -120,10 +117,3 @@ def _read_captions(folder: Path, names: list[str], images: list[str]) -> tuple[d
     for name in texts:
         known.setdefault(name[:-4], []).extend(line.strip() for _, line in read_lines(folder / name))
     return known, [*files.values(), *texts]
-
-
-def _why_passed_over(name: str) -> str:
-    """A file's extension and the reason."""
-    reasons = {".txt": "no one image has its name"} | dict.fromkeys((".json", ".jsonl", ".csv"), "not named captions")
-    suffix = _suffix(name)
-    return f"{suffix or 'without extension'} ({reasons.get(suffix, 'not read as image: convert to JPEG or PNG')})"
