@@ -41,7 +41,7 @@ GOOD = {
     "captions.jsonl": '{"file_name": "1.png", "captions": ["one", "uno"]}\r\n\r\n{"image": "2.png", "text": "two"}',
     "metadata.jsonl": '\ufeff{"file_name": "1", "text": "one"}\r{"file_name": "1", "text": "uno"}\r'
                       '{"file_name": "2", "text": "two"}\r',
-    "captions.csv": '\ufefffile_name,caption\n1.png,one\n1.png,"uno"\n\n2.png, "two"\n',
+    "captions.csv": '\ufefffile_name,caption\n1.png ,one\n1.png,"uno"\n\n2.png, "two"\n',
     "metadata.csv": "Caption;License;File_Name\r\none;CC0;1.png\r\nuno;;1.png\r\ntwo;;2.png\r\n",
 }
 
@@ -162,8 +162,9 @@ BAD = [
     ("captions.jsonl", '{"file_name": "1.png"}', r"line 1.captions: Field required"),
     ("captions.jsonl", '{"file_name": "1.png", "text": "one"}\n{', "line 2: Invalid JSON"),
     ("captions.jsonl", "[]", "line 1: .*object"),
-    ("captions.csv", "1.png,a ball\n2.png,two", "line 1 has no columns file_name and caption: make file_name,caption"),
-    ("captions.csv", "file_name,words\n1.png,one\n", "line 1 has no columns"),
+    ("captions.csv", "1.png,a ball\n2.png,two", "line 1 needs one column file_name and one column caption: write"),
+    ("captions.csv", "file_name,words\n1.png,one\n", "line 1 needs"),
+    ("captions.csv", "file_name,caption,caption\n1.png,one,uno\n", "line 1 needs one column"),
     ("captions.csv", "file_name,caption\n../1.png,one\n", "line 2.file_name: .*leaves its folder"),
     ("captions.csv", "file_name,caption\n1.png,one\n2.png,A ball, orange\n", "line 3 has 3 fields, the header 2"),
     ("captions.csv", "file_name,caption\n1.png\n", "line 2 has 1 fields, the header 2"),

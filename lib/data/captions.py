@@ -128,13 +128,14 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
         where = f"{path} line {number}"
         delimiter = delimiter if header else max(",;\t", key=line.count)
         try:
-            fields = next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
+            fields = [field.strip() for field in next(csv.reader([line], delimiter=delimiter, strict=True,
+                                                                 skipinitialspace=True))]
         except csv.Error as error:
             raise UserError(f"{where}: a quote is not closed ({error}): write each caption on one line") from error
         if header and len(fields) != len(header):
             raise UserError(f"{where} has {len(fields)} fields, the header {len(header)}: put captions in quotes")
         if header:
             yield where, dict(zip(header, fields, strict=True))
-        header = header or [field.strip().lower() for field in fields]
-        if not set(header) & set(NAME_KEYS) or not set(header) & set(CAPTION_KEYS):
-            raise UserError(f"{where} has no columns file_name and caption: make file_name,caption the first line")
+        header = header or [field.lower() for field in fields]
+        if [sum(field in keys for field in header) for keys in (NAME_KEYS, CAPTION_KEYS)] != [1, 1]:
+            raise UserError(f"{where} needs one column file_name and one column caption: write file_name,caption")
