@@ -1,123 +1,61 @@
-"""Pictures of which one is deadly, players that die of it, and a store that they share: for the tests
-of several workers."""
+"""Processes that die while they execute a run, and models that their process does not survive."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 
-import fsspec
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
-from PIL import Image
 
-from lib.players import Models
-from lib.scoring.meteor import Meteor
-from tests.standins import COLOURS, stand_ins
-
-DEADLY = 5  # the place of the picture that some players here cannot bear
-DOOMED = "COMPENDIUM_TEST_DOOMED"  # set on the machine that is going to be lost
-
-
-def paint(folder: Path, n: int) -> str:
-    """Pictures of n colours as a dataset; the deadly one is of a size of its own."""
-    folder.mkdir()
-    for i in range(n):
-        base = np.array(list(COLOURS.values())[i % 6]) * (1 - i / 20)
-        shape = (9, 9, 3) if i == DEADLY else (8, 8, 3)
-        noise = np.random.default_rng(i).normal(0, 30, shape)
-        pixels = np.clip(base + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
-    return f"folder:{folder}"
-
-
-class Disk(LocalFileSystem):
-    """A local folder behind a protocol of its own: every process that knows these players
-    knows it, and what is written in place shows while it grows."""
-
-    protocol = "disk"
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.removeprefix("disk://"))
-
-
-fsspec.register_implementation("disk", Disk, clobber=True)
+from lib.models import Models
+from lib.roundtrip import Run
+from lib.roundtrip import run as run_module
+from tests.standins import stand_ins
 
 
 class Fragile:
-    """A captioner that kills its process at the deadly picture: always, or until a file is there."""
+    """A captioner that kills its process at an image of 9 pixels a side: always, or until a file is there."""
 
     def __init__(self, captioner, once: Path | None) -> None:
         self.captioner, self.once = captioner, once
 
     def caption(self, images, seeds, decoding):
-        if any(np.asarray(image).shape[0] == 9 for image in images):
-            if self.once is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if not self.once.exists():
+        if any(np.asarray(image).shape[0] == 9 for image in images) and (self.once is None or not self.once.exists()):
+            if self.once is not None:
                 self.once.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
         return self.captioner.caption(images, seeds, decoding)
 
 
-class Doomed:
-    """A captioner that gets stuck on the doomed machine once it has captioned some pictures there.
+class Moody:
+    """A captioner that fails without a word at an image of 9 pixels a side."""
 
-    It leaves a file when it has played, and one when it is stuck. On the other machine it plays one
-    picture, then waits until the doomed one is stuck: it could play all the rest in the time that a
-    busy machine takes to start the other's actor.
-    """
-
-    def __init__(self, captioner, notes: Path) -> None:
-        self.captioner, self.notes, self.played = captioner, notes, 0
+    def __init__(self, captioner) -> None:
+        self.captioner = captioner
 
     def caption(self, images, seeds, decoding):
-        machine = "doomed" if DOOMED in os.environ else "safe"
-        if machine == "doomed" and self.played == 2:
-            (self.notes / "stuck").touch()
-            time.sleep(3600)
-        if machine == "safe" and self.played == 1:
-            self.await_stuck()
-        self.played += 1
-        (self.notes / machine).touch()
+        if any(np.asarray(image).shape[0] == 9 for image in images):
+            raise RuntimeError("no kernel\nfor this image")
         return self.captioner.caption(images, seeds, decoding)
-
-    def await_stuck(self):
-        """Wait until the doomed machine is stuck; TimeoutError if it never plays."""
-        end = time.monotonic() + 480
-        while not (self.notes / "stuck").exists():
-            if time.monotonic() > end:
-                raise TimeoutError("the doomed machine did not play within eight minutes")
-            time.sleep(0.05)
 
 
 def fragile(once: Path | None = None) -> Models:
-    """Players that die of the deadly picture: always, or until the file is there."""
+    """Models whose process dies of the odd image: always, or until the file is there."""
     models = stand_ins()
     return dataclasses.replace(models, captioner=Fragile(models.captioner, once))
 
 
-def doomed(notes: Path) -> Models:
-    """Players that get stuck on the doomed machine."""
+def moody() -> Models:
+    """Models that fail at the odd image."""
     models = stand_ins()
-    return dataclasses.replace(models, captioner=Doomed(models.captioner, notes))
+    return dataclasses.replace(models, captioner=Moody(models.captioner))
 
 
-def kill_when_asked(meteor: Meteor) -> None:
-    """Hold a METEOR still, so that it cannot answer, and kill it in the middle of a conversation."""
-    meteor.process.send_signal(signal.SIGSTOP)
-
-    def kill() -> None:
-        while not meteor.lock.locked():
-            time.sleep(0.02)
-        meteor.process.kill()
-
-    threading.Thread(target=kill, daemon=True).start()
+def slow() -> Models:
+    """Models that take a moment, so that a kill finds them at work."""
+    return stand_ins(pause=0.05)
 
 
 def no_memory() -> Models:
@@ -126,14 +64,29 @@ def no_memory() -> Models:
     raise AssertionError("killed before")
 
 
-def broken() -> Models:
-    """Loading that fails."""
-    raise RuntimeError("no such\nthing")
+def execute(run: Run, workers: int = 1) -> None:
+    """Execute a run; for a process that is killed from outside."""
+    run.execute(workers=workers, models=slow, progress=False)
 
 
-def contents(run) -> dict[str, bytes]:
-    """The bytes of everything in a run that must repeat, by name."""
-    kept = [run.path / "rows.parquet", run.path / "baselines.parquet",
-            *(run.path / "shards").iterdir(), *(run.path / "baselines").iterdir(),
-            *(run.path / "images").glob("*/*.png")]
-    return {str(path.relative_to(run.path)): path.read_bytes() for path in kept}
+def die_at_write(run: Run, n: int, before: bool) -> None:
+    """Execute a run, and die right before or after the n-th file appears under its name."""
+    replace, written = os.replace, []
+
+    def mortal(source, target):
+        written.append(target)
+        if len(written) == n and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+        if len(written) == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = mortal
+    run.execute(models=stand_ins(), progress=False)
+
+
+def hold(run: Run, held, release) -> None:
+    """Hold a run's lock as an executing process does, until told to let go."""
+    with run_module._guarded(run.folder):
+        held.set()
+        release.wait(60)
