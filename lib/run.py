@@ -195,19 +195,22 @@ def export_summary(executed: Path, page: Path) -> None:
 
 def run_notebooks(flags: argparse.Namespace, folder: Path) -> int:
     """Execute the chosen notebooks and name what was written; return the exit status."""
+    from lib.roundtrip.check import compare_expected
+
     chosen = select(flags.only)
     known = {path: declared(path) for path in chosen}
     given = common_parameters(flags) | {"RESCORE": flags.force}
     given |= extra_parameters(flags.param, {name: value for path in chosen for name, value in known[path].items()})
     runs, begun, told = prepared(given), time.monotonic(), set[str]()
 
-    def one(path: Path, stream: Any = None) -> None:
+    def one(path: Path, stream: Any = None) -> bool:
         start = time.monotonic()
         parameters = {name: value for name, value in given.items() if name in known[path]}
         trouble = execute(path, runs.figures / "notebooks" / path.name, parameters, folder, stream)
-        line = f"error: {'as above' if trouble in told else trouble}" if trouble else f"{time.monotonic() - start:.0f} s"
+        line = f"error: {'as above' if trouble in told else trouble}"
+        print(f"{path.stem}  {line if trouble else f'{time.monotonic() - start:.0f} s'}\n", end="", flush=True)
         told.update({trouble} - {""})
-        print(f"{path.stem}  {line}\n", end="", flush=True)
+        return not trouble
 
     models = [path for path in chosen if "ENGINE" in known[path]]
     summary = [path for path in chosen if path.stem == "90_summary"]
@@ -215,12 +218,13 @@ def run_notebooks(flags: argparse.Namespace, folder: Path) -> int:
         for path in models:
             pool.submit(one, path, sys.stdout).result()
         list(pool.map(one, [path for path in chosen if path not in models + summary]))
-        list(pool.map(one, summary))
+        written = [path for path, done in zip(summary, pool.map(one, summary), strict=True) if done]
     print(f"\n{len(chosen)} notebooks in {time.monotonic() - begun:.0f} s")
-    for path in summary:
+    for path in written:
         export_summary(runs.figures / "notebooks" / path.name, runs.figures / "index.html")
         print(f"read first: {shown(runs.figures / 'index.html')}")
     print(f"figures and executed notebooks: {shown(runs.figures)}")
+    print(compare_expected(runs)[1])
     return 1 if told else 0
 
 
@@ -236,11 +240,8 @@ def prepared(given: Mapping[str, Any]) -> Runs:
     """Return the runs that the parameters stand for, once their data is here."""
     from lib.roundtrip import open_runs
 
-    download(given, models=False)  # models are downloaded when a run needs them: finished rows need none
-    runs = open_runs(*(given[name] for name in ("PRESET", "DATASET", "N_SOURCES", "N_CANDIDATES", "SEED")))
-    if runs.preset.captioner.id.startswith("data/models/mini") and not all("picturebook" in d for d in runs.datasets):
-        print("the mini models know only the objects of their picture book: choose another preset for your own data")
-    return runs
+    download(given, models=False)  # a run itself downloads models where it needs them: finished rows need none
+    return open_runs(*(given[name] for name in ("PRESET", "DATASET", "N_SOURCES", "N_CANDIDATES", "SEED")))
 
 
 def download(given: Mapping[str, Any], models: bool = True) -> None:
@@ -261,6 +262,13 @@ def download(given: Mapping[str, Any], models: bool = True) -> None:
         print("everything is here")
 
 
+def verify(given: Mapping[str, Any]) -> int:
+    """Make a sample of the finished rows again and print the comparison; return the exit status."""
+    from lib.roundtrip.check import verify_runs
+
+    return 0 if verify_runs(prepared(given)) else 1
+
+
 def explore(given: Mapping[str, Any], folder: Path) -> int:
     """Serve notebook 00 by Voila on this machine's own address, with a token, until Ctrl-C."""
     import papermill
@@ -273,10 +281,10 @@ def explore(given: Mapping[str, Any], folder: Path) -> int:
         "Voila": {"ip": "127.0.0.1", "port": port, "token": token, "open_browser": False, "log_level": "WARN",
                   "tornado_settings": {"disable_check_xsrf": True,  # else a closing page cannot end its kernel
                                        "websocket_max_message_size": 256 << 20}},  # uploads
-        "KernelSpecManager": {"kernel_dirs": []},  # the kernel is this interpreter
+        "VoilaConfiguration": {"template": "explorer"}, "KernelSpecManager": {"kernel_dirs": []},
         "MappingKernelManager": {"cull_idle_timeout": 120, "cull_interval": 30, "cull_busy": True},  # of vanished pages
         "ZMQChannelsWebsocketConnection": {"iopub_data_rate_limit": 1e9}}))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_PATH": str(ROOT / "lib" / "explorer")}
     with subprocess.Popen([sys.executable, "-m", "voila", str(book)], cwd=ROOT, env=environment) as server:
         while server.poll() is None and not answers(port):
             time.sleep(0.2)
@@ -302,6 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if flags.fetch:
                 download(common_parameters(flags))
                 return 0
+            if flags.verify:
+                return verify(common_parameters(flags))
             return run_notebooks(flags, Path(folder))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

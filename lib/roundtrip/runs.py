@@ -47,6 +47,14 @@ class Runs:
         """The datasets' names, as in the column ``dataset`` of the rows."""
         return list(self.loaded)
 
+    @property
+    def notes(self) -> list[str]:
+        """One-line remarks on what was read, and on what the mini models cannot know."""
+        read = [note for dataset in self.loaded.values() for note in dataset.notes]
+        if self.preset.captioner.id.startswith("data/models/mini") and not all("picturebook" in d for d in self.loaded):
+            read.append("the mini models know only the objects of their picture book: see ./run_all.sh --help")
+        return read
+
     @cached_property
     def models(self) -> Models:
         """The preset's models, loaded when first needed and kept."""
@@ -59,8 +67,7 @@ class Runs:
 
         One line says what each dataset holds, and one what is skipped and why. Arguments as of ``Run.execute``.
         """
-        for note in [*(note for dataset in self.loaded.values() for note in dataset.notes),
-                     *(f"skipped: {reason}" for (_, one), reason in self.skipped.items() if one == task)]:
+        for note in [*self.notes, *(f"skipped: {reason}" for (_, one), reason in self.skipped.items() if one == task)]:
             print(note, file=sys.stderr, flush=True)
         models = (lambda: self.models) if workers == 1 and engine == "local" else None  # several workers load their own
         for key, run in self.runs.items():
@@ -183,16 +190,13 @@ def _unread(preset: Preset, task: str) -> str | None:
 
 
 def _figure_folder(preset: Preset, loaded: dict[str, Dataset], n_sources: int, n_candidates: int, seed: int) -> str:
-    """The name of the figure folder: the preset's for a shipped preset with all its defaults, else one of its own."""
+    """The name of the figure folder: preset, datasets and sizes, as a run's. `figures/mini` is a committed copy."""
     shipped = (PRESETS / f"{preset.name}.toml").is_file() and load_preset(preset.name) == preset
     name = safe_part(preset.name)
     if not shipped:
         name += f"-{hashlib.sha256(preset.model_dump_json().encode()).hexdigest()[:6]}"
     addresses = [dataset.address for dataset in loaded.values()]
     own = [load_dataset(one).address if ":" in one else one for one in preset.datasets]
-    if shipped and addresses == own and (n_sources, n_candidates, seed) == (
-            preset.n_sources, preset.n_candidates, preset.seed):
-        return name
     data = "all" if addresses == own else "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", one) for one in loaded)[:60]
     if any(":" in address for address in addresses):
         data += f"-{hashlib.sha256(' '.join(addresses).encode()).hexdigest()[:6]}"
