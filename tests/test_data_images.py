@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from lib.base import UserError
 from lib.data import decode_image, load_dataset
-from lib.data.images import FORMATS, MAX_SIDE
+from lib.data.images import MAX_SIDE
 
 RED = (200, 30, 20)
 
@@ -150,7 +150,6 @@ def test_all_bad_images_are_named_at_once_and_odd_ones_pass(tmp_path):
     for name in ("4.jpg", "5.png", "6.tif"):
         (tmp_path / name).write_text("<html>404</html>")
     dataset = load_dataset(f"folder:{tmp_path}")
-    with pytest.raises(UserError, match=r"3 of 5 images cannot be read: 4\.jpg, 5\.png, 6\.tif; .*not an image") as caught:
+    with pytest.raises(UserError, match=r"3 of 5 images cannot be read: 4\.jpg, 5\.png, 6\.tif; .*not an image") as told:
         dataset.check_images()
-    assert "\n" not in str(caught.value) and dataset.fingerprint
-    assert {"JPEG", "PNG"} <= set(FORMATS)
+    assert "\n" not in str(told.value) and dataset.fingerprint

@@ -36,7 +36,7 @@ COCO = {"images": [{"id": 7, "file_name": "1.png"}, {"id": 8, "file_name": "2.pn
                         {"image_id": 8, "caption": "two"}]}
 GOOD = {
     "captions.json": json.dumps({"1.png": ["one", "uno"], "2.png": "two"}),
-    "captions.JSON": json.dumps([{"file": "1.png", "captions": ["one", "uno"]}, {"filename": "./2.png", "text": "two"}]),
+    "captions.JSON": '[{"file": "1.png", "captions": ["one", "uno"]}, {"filename": "./2.png", "text": "two"}]',
     "Captions.json": json.dumps(COCO),
     "captions.jsonl": '{"file_name": "1.png", "captions": ["one", "uno"]}\r\n\r\n{"image": "2.png", "text": "two"}',
     "metadata.jsonl": '\ufeff{"file_name": "1", "text": "one"}\r{"file_name": "1", "text": "uno"}\r'
@@ -52,7 +52,7 @@ def test_captions_in_any_format(folder, name):
     dataset = load(folder)
     assert [(i.id, i.references) for i in dataset.items] == [
         ("1.png", ("one", "uno")), ("2.png", ("two",)), ("3.png", ())]
-    assert tuple(dataset.notes) == ("images: 3 images, 3 captions; 1 images without captions, such as 3.png",)
+    assert dataset.notes == ("images: 3 images, 3 captions; 1 images without captions, such as 3.png",)
     assert dataset.references == {"1.png": ("one", "uno"), "2.png": ("two",)}
     assert dataset.feeds("image") is None and dataset.feeds("text") is None
 
@@ -72,7 +72,7 @@ def test_without_captions_only_the_image_task_is_fed(folder):
     dataset = load(folder)
     assert not dataset.references and dataset.feeds("image") is None
     assert dataset.feeds("text").startswith("dataset images has no captions, which text reconstruction starts from")
-    assert tuple(dataset.notes) == ("images: 3 images, 0 captions",)
+    assert dataset.notes == ("images: 3 images, 0 captions",)
 
 
 def test_captions_without_any_image(tmp_path):
@@ -230,7 +230,8 @@ def test_texts(tmp_path, monkeypatch):
     assert dataset.name == "prompts.v1" and dataset.address == f"texts:{path}"
     assert [(i.id, i.references) for i in dataset.items] == [
         ("000001", ("a red boat",)), ("000003", ("two owls",)), ("000005", ("three",))]
-    assert tuple(dataset.notes) == ("prompts.v1: 3 texts, no images", "prompts.v1: captions without a word were left out: 000004")
+    assert dataset.notes == ("prompts.v1: 3 texts, no images",
+                             "prompts.v1: captions without a word were left out: 000004")
     assert dataset.feeds("text") is None and "prompts.v1 has no images" in dataset.feeds("image")
     with pytest.raises(UserError, match="no image"):
         dataset.items[0].image()

@@ -2,9 +2,8 @@
 
 from lib.base import UserError
 from lib.data.datasets import Dataset, Item
-from lib.data.download import fetch, missing_files
 from lib.data.images import decode_image
-from lib.data.named import NAMED, load_named
+from lib.data.named import NAMED, fetch, load_named, missing_files
 from lib.data.own import load_folder, load_texts
 
 __all__ = ["NAMES", "Dataset", "Item", "decode_image", "fetch", "load_dataset", "missing_files"]
