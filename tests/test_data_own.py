@@ -93,7 +93,7 @@ def test_any_form_of_the_path_gives_one_dataset(folder, tmp_path, monkeypatch):
     assert load_dataset("folder:.").name == "images"
     other = tmp_path / "your" / "images"
     other.parent.mkdir()
-    os.rename(folder, other)
+    folder.rename(other)
     assert load(other).name == "images" and load(other).address == f"folder:{other}"  # equal names, other addresses
 
 

@@ -126,10 +126,11 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
     header: list[str] = []
     for number, line in read_lines(path):
         where = f"{path} line {number}"
-        delimiter = delimiter if header else max(",;\t", key=line.count)
+        if not header:
+            delimiter = max(",;\t", key=line.count)
+        reader = csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True)
         try:
-            fields = [field.strip() for field in next(csv.reader([line], delimiter=delimiter, strict=True,
-                                                                 skipinitialspace=True))]
+            fields = [field.strip() for field in next(reader)]
         except csv.Error as error:
             raise UserError(f"{where}: a quote is not closed ({error}): write each caption on one line") from error
         if header and len(fields) != len(header):

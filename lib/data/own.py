@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from lib.base import UserError, user_path
@@ -65,31 +65,31 @@ def match_names(names: Iterable[str], images: Collection[str]) -> dict[str, str]
     found = defaultdict(set)
     for image in images:
         found[normalize("NFC", image)].add(image)
-        found[os.path.splitext(normalize("NFC", image))[0]].add(image)
+        found[str(PurePosixPath(normalize("NFC", image)).with_suffix(""))].add(image)
     exact = set(images)
     fitting = {name: {name} & exact or found[normalize("NFC", name)] for name in names}
     return {name: min(fits) for name, fits in fitting.items() if len(fits) == 1}
 
 
 def _absolute(place: str) -> Path:
-    return Path(os.path.abspath(str(user_path(place.strip()))))
+    return Path(os.path.normpath(str(user_path(place.strip()))))
 
 
 def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+    return PurePosixPath(name).suffix.lower()
 
 
 def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
     """Names of the files below a folder, sorted, and why others are passed over; each real folder is read once."""
-    names, passed, seen = [], Counter(), {os.path.realpath(folder)}
+    names, passed, seen = [], Counter(), {folder.resolve()}
     for here, folders, files in os.walk(folder, followlinks=True,
                                         onerror=lambda _: passed.update(["folder that cannot be read"])):
-        inside = {os.path.join(here, name): name for name in sorted(folders) if name[0] != "."}
+        inside = [Path(here, name) for name in sorted(folders) if name[0] != "."]
         folders.clear()
-        for path in sorted(inside, key=os.path.islink):  # real folders first
-            new = os.path.realpath(path) not in seen
-            seen.add(os.path.realpath(path))
-            folders += [inside[path]] * new
+        for path in sorted(inside, key=Path.is_symlink):  # real folders first
+            new = path.resolve() not in seen
+            seen.add(path.resolve())
+            folders += [path.name] * new
             passed["linked folder that was read already"] += not new
         for path in (Path(here, name) for name in files):
             if path.name.startswith("."):
@@ -104,14 +104,14 @@ def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
 def _read_captions(folder: Path, names: list[str], images: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Captions by path within the folder, from captions files and texts beside images, and the files read."""
     known: dict[str, list[str]] = {}
-    files: dict[str, str] = {}
+    files: dict[PurePosixPath, str] = {}
     for name in names:
-        parent, base = os.path.split(name)
-        if base.lower() in CAPTION_FILES:
+        parent = PurePosixPath(name).parent
+        if PurePosixPath(name).name.lower() in CAPTION_FILES:
             if files.setdefault(parent, name) != name:
                 raise UserError(f"folder {folder} has {files[parent]} and {name}: keep one captions file")
             for key, captions in read_folder_captions(folder / name).items():
-                known.setdefault(os.path.join(parent, key), []).extend(captions)
+                known.setdefault(str(parent / key), []).extend(captions)
     beside = match_names([name[:-4] for name in names if _suffix(name) == ".txt"], images)
     texts = [name for name in names if _suffix(name) == ".txt" and name[:-4] in beside]
     for name in texts:
