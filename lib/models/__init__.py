@@ -16,16 +16,13 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from lib.base import UserError
 from lib.models.hub import fetch_models, missing_models, used_revision, weights_fingerprint
 from lib.models.types import Caption, Images
-from lib.presets import CaptionerSettings, Decoding, EncoderSettings, GeneratorSettings, ModelSettings, Preset
+from lib.presets import CaptionerSettings, EncoderSettings, GeneratorSettings, ModelSettings, Preset
 
 __all__ = ["Caption", "Images", "Models", "describe", "fetch_models", "load_captioner", "load_encoder",
            "load_generator", "load_models", "missing_models", "unknown_words", "weights_fingerprint"]
@@ -40,35 +37,14 @@ ADAPTERS = {
 }
 
 
-class Captioner(Protocol):
-    """Writes captions: result[i] holds one for each of seeds[i]."""
-
-    def caption(self, images: Sequence[Any], seeds: Sequence[Sequence[int]], decoding: Decoding
-                ) -> list[list[Caption]]: ...
-
-
-class Generator(Protocol):
-    """Draws texts: one image for each (text, seed)."""
-
-    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Images: ...
-
-
-class Encoder(Protocol):
-    """Embeds images and texts, raw float32 (B, d)."""
-
-    def embed_images(self, images: Sequence[Any]) -> np.ndarray: ...
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray: ...
-
-
 @dataclass(frozen=True)
 class Models:
     """The frozen models of one round trip; the second encoder only measures, it never selects."""
 
-    captioner: Captioner
-    generator: Generator
-    encoder: Encoder
-    second_encoder: Encoder | None = None
+    captioner: Any
+    generator: Any
+    encoder: Any
+    second_encoder: Any = None
 
 
 def load_models(preset: Preset, device: str | None = None) -> Models:
@@ -78,17 +54,17 @@ def load_models(preset: Preset, device: str | None = None) -> Models:
                   load_encoder(preset.encoder, device), second and load_encoder(second, device))
 
 
-def load_captioner(settings: CaptionerSettings, device: str | None = None) -> Captioner:
+def load_captioner(settings: CaptionerSettings, device: str | None = None) -> Any:
     """Return a captioner. Raises UserError in one line if it cannot be had or would give nonsense."""
     return _load("captioner", settings, device)
 
 
-def load_generator(settings: GeneratorSettings, device: str | None = None) -> Generator:
+def load_generator(settings: GeneratorSettings, device: str | None = None) -> Any:
     """Return a generator. Raises UserError in one line if it cannot be had or would give nonsense."""
     return _load("generator", settings, device)
 
 
-def load_encoder(settings: EncoderSettings, device: str | None = None) -> Encoder:
+def load_encoder(settings: EncoderSettings, device: str | None = None) -> Any:
     """Return an encoder. Raises UserError in one line if it cannot be had or would give nonsense."""
     return _load("encoder", settings, device)
 

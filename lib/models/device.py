@@ -62,7 +62,7 @@ class Batches:
     def run(self, n: int, work: Callable[[slice], T], multiple: int = 1) -> list[T]:
         """Return the results of ``work(slice)`` over ``range(n)``, in order.
 
-        multiple: batches hold whole groups of that many rows where a batch holds one at all.
+        multiple: a batch holds whole groups of that many rows, if it holds one at all.
         Raises UserError where not even one row fits.
         """
         results: list[T] = []
@@ -78,21 +78,16 @@ class Batches:
                 if not is_out_of_memory(error):
                     raise
                 shortage = str(error).strip().split("\n")[0][:200]  # not the error: its traceback holds the tensors
-            self._halve(rows.stop - rows.start, shortage)
+            tried = rows.stop - rows.start
+            if tried == 1:
+                raise UserError(f"{self.what}: out of memory even with one row ({shortage}): use a smaller model, "
+                                "size or dtype, or another device")
+            self.size = tried // 2
+            log.warning("%s: out of memory with %d rows, going on with %d", self.what, tried, self.size)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         return results
-
-    def _halve(self, tried: int, shortage: str) -> None:
-        """Halve the batch size after a shortage at ``tried`` rows, and say so."""
-        if tried <= 1:
-            raise UserError(f"{self.what}: out of memory even with one row ({shortage}): use a smaller model, size "
-                            "or dtype, or another device")
-        self.size = tried // 2
-        log.warning("%s: out of memory with %d rows, going on with %d", self.what, tried, self.size)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        elif torch.backends.mps.is_available():
-            torch.mps.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

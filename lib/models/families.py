@@ -1,4 +1,4 @@
-"""Captioners beside the paper's BLIP: BLIP-2, chat models (IDEFICS, SmolVLM ...), Florence-2, GIT.
+"""Captioners beside the paper's BLIP: BLIP-2, chat models (IDEFICS ...), Florence-2, GIT.
 
 All of them encode an image inside ``generate``, which then repeats the encoded rows for the K captions
 of an image (GIT alone encodes an image again for every caption: its decoder reads the pixels itself).
@@ -56,7 +56,7 @@ class Blip2(Captioner):
 
 
 class Chat(Captioner):
-    """Any image-text-to-text model with a chat template: IDEFICS 2 and 3, SmolVLM, LLaVA ...
+    """Any image-text-to-text model with a chat template: IDEFICS 2 and 3, LLaVA ...
 
     The open Flamingo line of the paper's title. The preset's ``prompt`` is the instruction.
     """
@@ -64,33 +64,15 @@ class Chat(Captioner):
     half_on_gpu = True  # billions of weights
 
     def _load(self) -> None:
-        from transformers import AutoModelForImageTextToText
+        from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.model = self._model(AutoModelForImageTextToText)
-        self.processor = self._chat_processor()
+        self.processor = load_processor(AutoProcessor, self.folder)
         if not getattr(self.processor, "chat_template", None) and not self.tokenizer.chat_template:
             raise UserError(f"captioner {self.settings.id} has no chat template: use another adapter")
         self.tokenizer.padding_side = "left"  # captions start where the prompts end
         self._end = end_tokens(self.model.generation_config, self.tokenizer)
         self._pad = self._end[0] if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-
-    def _chat_processor(self) -> Any:
-        """The model's processor; SmolVLM's as IDEFICS 3's, whose image handling it shares.
-
-        SmolVLM's own processor also reads videos, for which it needs torchvision.
-        """
-        from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, Idefics3Processor
-
-        config = self.model.config
-        if config.model_type != "smolvlm":
-            return load_processor(AutoProcessor, self.folder)
-        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        template = self.folder / "chat_template.jinja"
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        return Idefics3Processor(
-            load_processor(AutoImageProcessor, self.folder), tokenizer,
-            image_seq_len=side**2 // config.scale_factor**2,
-            chat_template=template.read_text(encoding="utf-8") if template.is_file() else tokenizer.chat_template)
 
     def _rows(self, images: list[Image.Image], seeds: list[int], each: int, decoding: Decoding) -> list[Caption]:
         question = {"type": "text", "text": decoding.prompt or INSTRUCTION}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 from collections.abc import Sequence
@@ -62,13 +61,10 @@ class Diffusers:
             _fuse_lora(pipeline, settings)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(self.device)
-        networks = [part for name in ("unet", "transformer", "vae")
-                    if (part := getattr(pipeline, name, None)) is not None]
-        if self.device.type == "cuda":
-            for network in networks:
+        for network in (getattr(pipeline, name, None) for name in ("unet", "transformer", "vae")):
+            if network is not None and self.device.type == "cuda":
                 network.to(memory_format=torch.channels_last)
-        if settings.compile:
-            for network in networks:
+            if network is not None and settings.compile:
                 getattr(network, "decoder", network).compile(dynamic=False)
         if self.dtype == torch.float16 and hasattr(pipeline, "vae"):
             _decode_again_in_float32(pipeline.vae)
@@ -172,23 +168,22 @@ class Diffusers:
 
 
 def _decode_again_in_float32(vae: Any) -> None:
-    """Let an autoencoder decode a batch in float32 where it overflows in its own type, in place.
+    """Let an autoencoder decode a batch in float32 where it overflows in float16, in place.
 
     Decoders have activations near float16's end (65,504): one image in many thousands would end a run.
     """
     decode = vae.decode
 
-    @functools.wraps(decode)
     def decode_again(latents: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        outcome, kind = decode(latents, *arguments, **options), vae.dtype
+        outcome = decode(latents, *arguments, **options)
         if torch.isfinite(outcome[0]).all():
             return outcome
-        log.warning("the image decoder overflowed in %s: this batch is decoded in float32", kind)
+        log.warning("the image decoder overflowed in float16: this batch is decoded in float32")
+        vae.float()
         try:
-            vae.to(torch.float32)
             return decode(latents.float(), *arguments, **options)
         finally:
-            vae.to(kind)
+            vae.half()
 
     vae.decode = decode_again
 
