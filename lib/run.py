@@ -133,6 +133,7 @@ def neutral_surroundings(folder: Path) -> None:
         del os.environ[name]
     (folder / "matplotlibrc").touch()
     os.environ |= {"MATPLOTLIBRC": str(folder / "matplotlibrc"), "IPYTHONDIR": str(folder / "ipython"),
+                   "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel is this interpreter, whatever kernels are installed
                    **dict.fromkeys(("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"), str(folder))}
 
 
@@ -159,15 +160,14 @@ def end_on_signals(folder: Path, message: str) -> None:
 def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], folder: Path, stream: Any = None) -> str:
     """Execute a notebook into `target`; return an empty string, or in one line why it stopped.
 
-    The kernel is this interpreter, whatever kernels are installed. Its sockets are files below the short path
-    `folder`, so that notebooks beside each other never race for a port.
+    The kernel's sockets are files below the short path `folder`, so that notebooks never race for a port.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     manager = {"transport": "ipc", "connection_file": str(folder / f"{notebook.stem}.json")}
-    config = Config(KernelManager=manager, AsyncKernelManager=manager, KernelSpecManager={"kernel_dirs": []})
+    config = Config(KernelManager=manager, AsyncKernelManager=manager)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
@@ -281,7 +281,7 @@ def explore(given: Mapping[str, Any], folder: Path) -> int:
         "Voila": {"ip": "127.0.0.1", "port": port, "token": token, "open_browser": False, "log_level": "WARN",
                   "tornado_settings": {"disable_check_xsrf": True,  # else a closing page cannot end its kernel
                                        "websocket_max_message_size": 256 << 20}},  # uploads
-        "VoilaConfiguration": {"template": "explorer"}, "KernelSpecManager": {"kernel_dirs": []},
+        "VoilaConfiguration": {"template": "explorer"},
         "MappingKernelManager": {"cull_idle_timeout": 120, "cull_interval": 30, "cull_busy": True},  # of vanished pages
         "ZMQChannelsWebsocketConnection": {"iopub_data_rate_limit": 1e9}}))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_PATH": str(ROOT / "lib" / "explorer")}
