@@ -100,9 +100,9 @@ class ColourEncoder:
         return np.r_[counts + 0.01, np.frombuffer(digest[:3], np.uint8) / 255 * self.bias]
 
 
-def stand_ins(flag: str | None = None, pause: float = 0.0) -> Models:
+def stand_ins(flag: str | None = None, pause: float = 0.0, spoilt: float | None = None) -> Models:
     """A full set of models; images of texts with ``flag`` in them come back flagged."""
-    return Models(ColourCaptioner(pause), ColourGenerator(flag), ColourEncoder(), ColourEncoder(bias=0.8))
+    return Models(ColourCaptioner(pause), ColourGenerator(flag), ColourEncoder(spoilt=spoilt), ColourEncoder(bias=0.8))
 
 
 def preset(**changes) -> Preset:

@@ -1,0 +1,300 @@
+"""A run ends with the same bytes whatever befalls it: kills, damage, a full disk, company, workers, a store."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import multiprocessing
+import os
+import random
+import signal
+import time
+from functools import partial
+
+import pytest
+from upath import UPath
+
+from lib.base import UserError
+from lib.data import load_dataset
+from lib.roundtrip import plan_run, run as run_module, workers as workers_module
+from tests import mortal
+from tests.standins import contents, paint, preset, stand_ins
+
+N, K = 14, 3
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["tests.mortal", "lib.metrics"])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Images without captions, so that no Java is started; image 5 is odd, in shard 1 of four."""
+    return load_dataset(paint(tmp_path_factory.mktemp("survive") / "images", N, odd=5))
+
+
+def planned(images, root, shard_size=4):
+    return plan_run(preset(), images, "image", K, 0, root, shard_size=shard_size)
+
+
+def execute(run, models=None, **options):
+    return run.execute(models=models or stand_ins(), progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def uncut(images, tmp_path_factory):
+    """What every run here must end with."""
+    return contents(execute(planned(images, tmp_path_factory.mktemp("uncut"))))
+
+
+def tables(run):
+    """The bytes of the two finished tables."""
+    return [(run.folder / name).read_bytes() for name in ("rows.parquet", "baselines.parquet")]
+
+
+# --- kills and damage -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_killed_around_any_file_and_resumed(images, uncut, tmp_path, before):
+    """Kill -9 right before or after the n-th file appears, again and again until the run comes through."""
+    run, kills = planned(images, tmp_path), 0
+    for n in random.Random(before).sample(range(1, 16), 5):
+        process = FORK.Process(target=mortal.die_at_write, args=(run, n, before))
+        process.start()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    assert kills >= 2
+    assert contents(execute(run)) == uncut
+    assert not list(run.folder.rglob("*.tmp"))
+
+
+def test_killed_from_outside_and_resumed(images, uncut, tmp_path):
+    run = planned(images, tmp_path)
+    for wait in (0.05, 0.1, 0.2):
+        process = FORK.Process(target=mortal.execute, args=(run,))
+        process.start()
+        while process.is_alive() and not (run.folder / "run.json").exists():
+            time.sleep(0.01)
+        time.sleep(wait)
+        process.kill()
+        process.join()
+    assert contents(execute(run)) == uncut
+
+
+@pytest.mark.parametrize("name", ["shards/00001.parquet", "baselines/00002.parquet", "rows.parquet"])
+@pytest.mark.parametrize("damage", ["lost", "cut", "flipped"])
+def test_a_lost_or_damaged_file_is_made_again(images, uncut, tmp_path, name, damage, capsys):
+    run = execute(planned(images, tmp_path))
+    path, data = run.folder / name, (run.folder / name).read_bytes()
+    flipped = data[:200] + bytes([data[200] ^ 1]) + data[201:]
+    path.write_bytes({"lost": b"", "cut": data[: len(data) // 2], "flipped": flipped}[damage])
+    if damage == "lost":
+        path.unlink()
+    if name == "rows.parquet" and damage != "lost":
+        with pytest.raises(UserError, match="rows.parquet is damaged, remove it"):
+            run.rows()
+    (run.folder / "rows.parquet").unlink(missing_ok=True)
+    assert contents(execute(run)) == uncut
+    assert ("is damaged, and made again" in capsys.readouterr().err) == (damage != "lost" and name != "rows.parquet")
+
+
+def test_a_shard_of_other_sources_is_made_again(images, uncut, tmp_path):
+    run = execute(planned(images, tmp_path))
+    (run.folder / "shards" / "00001.parquet").write_bytes((run.folder / "shards" / "00000.parquet").read_bytes())
+    (run.folder / "rows.parquet").unlink()
+    assert contents(execute(run)) == uncut
+
+
+def test_a_begun_run_keeps_its_shards(images, uncut, tmp_path):
+    run = planned(images, tmp_path)
+    run._begin()
+    assert contents(execute(planned(images, tmp_path, shard_size=5))) == uncut
+
+
+def test_tables_do_not_depend_on_the_shard_size(images, uncut, tmp_path):
+    run = execute(planned(images, tmp_path, shard_size=5))
+    assert tables(run) == [uncut["rows.parquet"], uncut["baselines.parquet"]]
+
+
+@pytest.mark.parametrize(("code", "told"), [(errno.ENOSPC, "no space left in .*make room"), (errno.EDQUOT, "no space left"),
+                                            (errno.EACCES, "cannot be written")])
+def test_a_full_or_forbidden_disk_is_one_line_and_nothing_is_lost(images, uncut, tmp_path, monkeypatch, code, told):
+    run, write, written = planned(images, tmp_path), run_module.write_atomic, []
+
+    def full(path, data):
+        written.append(path)
+        if len(written) > 25:
+            raise OSError(code, os.strerror(code), str(path))
+        write(path, data)
+
+    monkeypatch.setattr(run_module, "write_atomic", full)
+    with pytest.raises(UserError, match=told) as caught:
+        execute(run)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(run_module, "write_atomic", write)
+    assert (run.folder / "shards" / "00000.parquet").exists()
+    assert contents(execute(run)) == uncut
+
+
+def test_a_second_command_waits_and_says_so(images, uncut, tmp_path, capsys):
+    run, held, release = planned(images, tmp_path), FORK.Event(), FORK.Event()
+    process = FORK.Process(target=mortal.hold, args=(run, held, release))
+    process.start()
+    assert held.wait(60)
+
+    def say_and_release(text):
+        release.set()
+        return len(text)
+
+    import sys
+    saved, sys.stderr.write = sys.stderr.write, lambda text: (saved(text), say_and_release(text))[0]
+    try:
+        execute(run)
+    finally:
+        sys.stderr.write = saved
+        process.join()
+    assert f"another process works on {run.name}: waiting" in capsys.readouterr().err
+    assert contents(run) == uncut
+
+
+# --- several workers ------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_is_replaced_and_the_bytes_are_those_of_one(images, uncut, tmp_path, capfd):
+    run = execute(planned(images, tmp_path), partial(mortal.fragile, tmp_path / "died"), workers=2)
+    assert (tmp_path / "died").exists() and contents(run) == uncut
+    assert "its worker was killed" in capfd.readouterr().err and run.cost()["sources"] == N
+
+
+def test_what_cannot_be_made_is_named_and_the_rest_completes(images, uncut, tmp_path, capfd):
+    run = planned(images, tmp_path)
+    with pytest.raises(UserError, match=r"1 of 4 shards.*shard 1 \(items 04.png, 05.png.*its worker was killed"):
+        execute(run, mortal.fragile, workers=2)
+    assert [shard.done() for shard in run.shards()] == [True, False, True, True]
+    assert capfd.readouterr().err.count("is tried again: shard 1") == 2
+    assert contents(execute(run)) == uncut
+
+
+def test_no_worker_comes_to_life(images, tmp_path):
+    with pytest.raises(UserError, match="3 workers died while they loaded the models"):
+        execute(planned(images, tmp_path), mortal.no_memory, workers=2)
+
+
+class Inline:
+    """A pool of one that works in this process, so that failing models can be tried quickly."""
+
+    width = 1
+
+    def __init__(self, width, load):
+        self.models = load()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def ready(self):
+        return {}
+
+    def submit(self, work, shard):
+        future = workers_module.Future()
+        future.set_result(workers_module._made(shard, self.models))
+        return future
+
+
+@pytest.mark.parametrize(("models", "times", "told"), [
+    (mortal.moody, 2, "RuntimeError: no kernel for this image"),
+    (lambda: stand_ins(spoilt=0.0), 0, "item 05.png is zero")])
+def test_a_failing_shard_is_tried_three_times_and_bad_input_once(images, tmp_path, monkeypatch, capsys, models, times, told):
+    monkeypatch.setattr(workers_module, "_Pool", Inline)
+    run = planned(images, tmp_path)
+    with pytest.raises(UserError, match=f"1 of 4 shards.*{told}"):
+        execute(run, models, workers=2)
+    assert capsys.readouterr().err.count("is tried again: shard 1") == times
+    assert [shard.done() for shard in run.shards()] == [True, False, True, True]
+
+
+def test_workers_end_with_their_parent(images, tmp_path):
+    run = planned(images, tmp_path)
+    process = multiprocessing.get_context("spawn").Process(target=mortal.execute, args=(run, 2))
+    process.start()
+    while process.is_alive() and not list(run.folder.glob("shards/*.parquet")):
+        time.sleep(0.05)
+    children = children_of(process.pid)
+    process.kill()
+    process.join()
+    end = time.monotonic() + 30
+    while any(map(alive, children)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert children and not any(map(alive, children))
+
+
+def children_of(pid):
+    """The process numbers of a process's children (Linux)."""
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as stream:
+        return [int(number) for number in stream.read().split()]
+
+
+def alive(pid):
+    """Whether a process runs (a dead one that nobody has waited for does not)."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as stream:
+            return stream.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# --- a store --------------------------------------------------------------------------------------
+
+
+def test_a_run_in_a_store_has_the_bytes_of_a_local_one(images, uncut, monkeypatch):
+    monkeypatch.setenv("COMPENDIUM_RUNS", "memory://bucket/runs")
+    run = execute(planned(images, None))
+    (run.folder / "shards" / "00002.parquet").write_bytes(b"damaged")
+    (run.folder / "rows.parquet").unlink()
+    assert isinstance(run.folder, UPath) and not run.finished
+    execute(planned(images, None))
+    assert all((run.folder / name).read_bytes() == data for name, data in uncut.items())
+    assert planned(images, None).finished and planned(images, None).rows()["selected"].sum() == N
+    assert run.image(run.rows()["reconstruction"][0]).size == (16, 16)
+    smaller = plan_run(preset(), images, "image", 2, 0)
+    assert smaller.finished and smaller.rows()["rank"].max() == 2
+
+
+# --- Ray ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A small Ray cluster on this machine, for all tests of this file."""
+    ray = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    yield ray
+    ray.shutdown()
+
+
+def test_ray_replaces_a_killed_actor(cluster, images, uncut, tmp_path):
+    run = execute(planned(images, tmp_path), partial(mortal.fragile, tmp_path / "died"), workers=2, engine="ray")
+    assert (tmp_path / "died").exists() and contents(run) == uncut
+
+
+def test_ray_names_what_cannot_be_made(cluster, images, uncut, tmp_path):
+    run = planned(images, tmp_path)
+    with pytest.raises(UserError, match=r"1 of 4 shards.*shard 1 \(items 04.png.*its actor was lost 3 times"):
+        execute(run, mortal.fragile, workers=2, engine="ray")
+    assert contents(execute(run, stand_ins, workers=2, engine="ray")) == uncut
+
+
+def test_ray_that_is_not_installed_is_one_line(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package ray"):
+        execute(planned(images, tmp_path), stand_ins, engine="ray")
+
+
+@pytest.mark.parametrize(("nodes", "workers", "cpus", "gpus"), [
+    ([(8, 0)], 2, 4, 0), ([(8, 0)], 3, 2, 0), ([(3, 0), (3, 0)], 3, 1, 0), ([(2, 0)], 4, 0.5, 0),
+    ([(16, 2)], 2, 8, 1), ([(16, 2)], 4, 4, 0.5), ([(8, 5)], 8, 1, 0.5)])
+def test_all_ray_actors_fit(nodes, workers, cpus, gpus):
+    alive = [{"Alive": True, "Resources": {"CPU": float(c), "GPU": float(g)}} for c, g in nodes]
+    assert workers_module._share([*alive, {"Alive": False, "Resources": {}}], workers) == {"num_cpus": cpus, "num_gpus": gpus}
