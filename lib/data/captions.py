@@ -1,7 +1,4 @@
-"""Caption files: COCO and NoCaps JSON, and those that lie in a folder of yours. Only LF, CR LF and CR end a line.
-
-UserErrors name the file, the place in it and the remedy.
-"""
+"""Caption files: COCO and NoCaps JSON, and those of a folder of yours. Only LF, CR LF and CR end a line."""
 
 from __future__ import annotations
 
@@ -96,11 +93,8 @@ def read_coco(path: Path) -> list[Entry]:
 
 
 def read_folder_captions(path: Path) -> dict[str, list[str]]:
-    """Return captions by file name from one of CAPTION_FILES; those of one image add up.
-
-    JSON: COCO captions, ``{name: caption or list}`` or a list of records; JSONL: one record a line; CSV: a header
-    with ``file_name`` and ``caption``.
-    """
+    """Return captions by file name from one of CAPTION_FILES; those of one image add up. JSON: COCO captions, ``{name:
+    caption or list}`` or a list of records; JSONL: a record a line; CSV: a header with file_name and caption."""
     readers = {".csv": _csv_records, ".json": _json_records,
                ".jsonl": lambda path: ((f"{path} line {number}", line) for number, line in read_lines(path))}
     known: dict[str, list[str]] = {}

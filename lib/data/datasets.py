@@ -25,11 +25,8 @@ from lib.data.images import decode_image
 
 @dataclass(frozen=True)
 class Item:
-    """One source: an image with human captions, perhaps none, or a text (path None).
-
-    id: unique within the dataset; domain: NoCaps' in-domain, near-domain or out-domain; scene: the true scene as
-    plain data (picture book only).
-    """
+    """One source: an image with human captions, perhaps none, or a text (path None). domain: NoCaps' in-domain,
+    near-domain or out-domain; scene: the true scene as plain data (picture book only)."""
 
     id: str
     path: Path | None
@@ -69,10 +66,8 @@ class Dataset:
         return {item.id: item for item in self.items}
 
     def subset(self, n: int | None, seed: int = 0) -> Dataset:
-        """Return a seeded sample of n listed items (None, or n above the size: all), in the dataset's order.
-
-        UserError unless n >= 1, or if no drawn image is there.
-        """
+        """Return a seeded sample of n listed items (None, or n above the size: all), in the dataset's order; UserError
+        unless n >= 1, or if no drawn image is there."""
         if n is None:
             return self
         kept = draw({item.id for item in self.items} | set(self.absent), self.name, n, seed)
@@ -130,10 +125,8 @@ def examples(names: Collection[str], most: int = 3) -> str:
 
 def build(name: str, address: str, raw: Mapping[str, Collection[str]], items: Iterable[Item], more: str = "",
           **rest: Any) -> Dataset:
-    """Return a dataset of the items with those of their ``raw`` captions that have a word, and what was read in notes.
-
-    more: what the note says besides; rest: further fields of the dataset.
-    """
+    """Return a dataset of the items with those of their ``raw`` captions that have a word. Its notes say what was read,
+    and ``more``; rest: further fields of the dataset."""
     if odd := [key for key in (address, *raw) if re.search(r"[\x00-\x1f\ud800-\udfff]", key)]:
         raise UserError(f"dataset {name!a}: {odd[0]!a} is not UTF-8 or has a control character: rename it")
     captions = {key: with_words(texts) for key, texts in raw.items()}
@@ -143,7 +136,7 @@ def build(name: str, address: str, raw: Mapping[str, Collection[str]], items: It
     line = f"{name}: {images:,} images, {count} captions" if images else f"{name}: {count} texts, no images"
     bare = [item.id for item in items if not item.references]
     if 0 < len(bare) < len(items):
-        line += f"; {len(bare):,} images without captions, such as {examples(bare)}"
+        line += f"; images without captions: {len(bare):,} ({examples(bare)})"
     fewer = [key for key, texts in raw.items() if len(texts) > len(captions[key])]
     words = (f"{name}: captions without a word were left out: {examples(fewer)}",) if fewer else ()
     return Dataset(name, address, items, {key: texts for key, texts in captions.items() if texts},

@@ -24,11 +24,8 @@ PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 
 def decode_image(source: bytes | Path, name: str = "") -> Image.Image:
-    """Return the image (content or path) in RGB, both sides 1..MAX_SIDE pixels.
-
-    UserError, in one line with its name, if it is absent, empty, no image, damaged or above 128 million pixels. A
-    JPEG that lacks only its end marker is read with a warning.
-    """
+    """Return the image (content or path) in RGB, both sides 1..MAX_SIDE pixels; UserError if it is absent, empty, no
+    image, damaged or above 128 million pixels. A JPEG that lacks only its end marker is read with a warning."""
     name = name or ("given" if isinstance(source, bytes) else str(source))
     try:
         data = source if isinstance(source, bytes) else source.read_bytes()

@@ -27,7 +27,6 @@ from lib.data.images import decode_image
 
 _TABLES = tomllib.loads((ROOT / "data" / "datasets.toml").read_text(encoding="utf-8"))
 NAMED: dict[str, dict[str, Any]] = {name: _TABLES.get(table.get("base"), {}) | table for name, table in _TABLES.items()}
-AT_ONCE = 16  # images fetched at the same time
 RETRY = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
 AGENT = {"User-Agent": "captioner-generator-compendium"}  # some hosts refuse the libraries' own names
 
@@ -43,11 +42,8 @@ def place(name: str) -> tuple[Path, Path, Path]:
 
 
 def split_ids(name: str) -> frozenset[str]:
-    """Return the ids that a dataset is restricted to; empty if it has all images of its annotation file.
-
-    For ``coco`` those of Karpathy's test images (Karpathy and Li, 2015) with the smallest hashes: the paper does not
-    list its 2,000 validation images, and its captioner was tuned on all but Karpathy's.
-    """
+    """Return the ids that a dataset is restricted to; empty if it has all images of its annotation file. For ``coco``
+    those of Karpathy's test images (Karpathy and Li, 2015) with the smallest hashes: see data/README.md."""
     if "split" not in NAMED[name]:
         return frozenset()
     lines = (ROOT / NAMED[name]["split"]).read_text(encoding="utf-8").splitlines()
@@ -76,7 +72,7 @@ def load_named(name: str) -> Dataset:
     none = len(absent) == len(entries)
     items = [Item(entry.id, None if none else folder / entry.file_name, (), entry.domain, scenes.get(entry.id))
              for entry in entries if none or entry.id not in absent]
-    more = f"; {len(absent):,} listed images are not in {folder}, such as {examples(absent.values())}" if absent else ""
+    more = f"; listed images that are not in {folder}: {len(absent):,} ({examples(absent.values())})" if absent else ""
     return build(name, name, {entry.id: entry.captions for entry in entries}, items, more, absent=absent,
                  remedy=_remedy(name))
 
@@ -99,24 +95,22 @@ def missing_files(names: Sequence[str], n: int, seed: int) -> list[tuple[str, in
 
 
 def fetch(names: Sequence[str], n: int, seed: int) -> bool:
-    """Fetch what ``missing_files`` lists; return whether all of it is here now.
-
-    What is there stays, so that an interrupted fetch goes on. UserError in one line where captions cannot be had;
-    images that cannot be had are printed and count as missing.
-    """
+    """Fetch what ``missing_files`` lists; return whether all of it is here now. UserError where captions cannot be
+    had; images that cannot be had are printed and count as missing."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
     missing = {name: lacks for name in names if (lacks := missing_files([name], n, seed))}
     for name, lacks in missing.items():
         captions = place(name)[1].is_file()
-        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
-            what = ", ".join(f"{what} (about {size / 1e6:,.1f} MB)" for what, size in lacks)
-            line = f"missing: {what}; HF_HUB_OFFLINE is set: fetch on a connected machine with ./run_all.sh --fetch"
-            if not captions:
-                raise UserError(line)
-            print(line)
-            continue
+        what = ", ".join(f"{what} (about {size / 1e6:,.1f} MB)" for what, size in lacks)
+        line = f"missing: {what}; HF_HUB_OFFLINE is set: fetch on a connected machine with ./run_all.sh --fetch"
+        if offline and not captions:
+            raise UserError(line)
         if not captions:
             _fetch_annotation(name)
-        _fetch_images(name, _missing_images(name, n, seed))
+        if offline:
+            print(line)
+        else:
+            _fetch_images(name, _missing_images(name, n, seed))
     return not missing_files([*missing], n, seed)
 
 
@@ -158,10 +152,10 @@ def _fetch_images(name: str, wanted: list[Entry]) -> None:
     """Fetch images, several at once; print what no server has, or what keeps the rest from coming."""
     with requests.Session() as session:
         for scheme in ("https://", "http://"):
-            session.mount(scheme, HTTPAdapter(pool_maxsize=AT_ONCE, max_retries=RETRY))
+            session.mount(scheme, HTTPAdapter(pool_maxsize=16, max_retries=RETRY))
         session.headers.update(AGENT)
         try:
-            gone = list(filter(None, thread_map(partial(_fetch_image, name, session), wanted, max_workers=AT_ONCE,
+            gone = list(filter(None, thread_map(partial(_fetch_image, name, session), wanted, max_workers=16,
                                                 desc=f"images of {name}", mininterval=5)))
         except OSError as error:  # of requests and of the disk
             print(f"{name}: not all images are fetched ({error}): check connection and disk and run again")
@@ -171,10 +165,8 @@ def _fetch_images(name: str, wanted: list[Entry]) -> None:
 
 
 def _fetch_image(name: str, session: requests.Session, entry: Entry) -> str | None:
-    """Fetch one image from the first URL that has it; return why none has it, None if it is there.
-
-    OSError if a server cannot be reached.
-    """
+    """Fetch one image from the first URL that has it; return why none has it, None if it is there. OSError if a server
+    cannot be reached."""
     reason = ""
     for url in NAMED[name]["image_urls"]:
         url = url.format(file=quote(entry.file_name), stem=quote(Path(entry.file_name).stem))

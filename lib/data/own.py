@@ -23,10 +23,8 @@ REASONS = {".txt": "no one image has its name"} | dict.fromkeys((".json", ".json
 
 
 def load_folder(place: str) -> Dataset:
-    """Return the images of a folder with their captions, without any image the captions alone.
-
-    Its note says what was matched and what passed over.
-    """
+    """Return the images of a folder with their captions (without any image the captions alone); its note says what was
+    matched and what passed over."""
     folder = _absolute(place)
     if not folder.is_dir():
         raise UserError(f"dataset folder {folder} does not exist: check the path")
@@ -43,7 +41,7 @@ def load_folder(place: str) -> Dataset:
     for name, image in matched.items():
         raw[image] += [text for text in known[name] if text not in raw[image]]
     lost = [name for name in known if name not in matched]
-    more = f"; captions of {len(lost):,} names fit no image, such as {examples(lost)}" if lost else ""
+    more = f"; captions whose name fits no image: {len(lost):,} ({examples(lost)})" if lost else ""
     items = [Item(name, folder / name if images else None) for name in raw]
     return build(folder.name or "folder", f"folder:{folder}", raw, items, more + over)
 
