@@ -159,7 +159,7 @@ def build_all(folder: Path, width: int = 1, steps: int = 2) -> Path:
     parts = {"captioner": build_blip_large(folder / "captioner", width),
              "generator": build_stable_diffusion_v1(folder / "generator", width),
              "encoder": build_clip(folder / "encoder", width),
-             "judge": build_clip(folder / "judge", width, large=False)}
+             "second_encoder": build_clip(folder / "second_encoder", width, large=False)}
     lines = ['base = "paper"', 'name = "full-size-random"']
     for part, path in parts.items():
         lines += [f"[{part}]", f'id = "{path}"']

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from lib.models.sampling import RowSampler, gumbel_noise, keep_nucleus, keep_top_k, penalise_repetition
 from lib.presets import Decoding
-from lib.sampling import RowSampler, gumbel_noise, keep_nucleus, keep_top_k, penalise_repetition
 
 CPU = torch.device("cpu")
 
@@ -60,10 +60,10 @@ def test_top_k_keeps_exactly_k():
 
 
 @pytest.mark.parametrize(("decoding", "expected"), [
-    (Decoding("nucleus", p=0.7), [0, 2 / 3, 1 / 3, 0]),
-    (Decoding("nucleus", p=1.0), [0.1, 0.5, 0.25, 0.15]),
-    (Decoding("top_k", k=3), [0, 5 / 9, 2.5 / 9, 1.5 / 9]),
-    (Decoding("nucleus", p=1.0, temperature=0.5), [1 / 34.5, 25 / 34.5, 6.25 / 34.5, 2.25 / 34.5]),
+    (Decoding(strategy="nucleus", p=0.7), [0, 2 / 3, 1 / 3, 0]),
+    (Decoding(strategy="nucleus", p=1.0), [0.1, 0.5, 0.25, 0.15]),
+    (Decoding(strategy="top_k", k=3), [0, 5 / 9, 2.5 / 9, 1.5 / 9]),
+    (Decoding(strategy="nucleus", p=1.0, temperature=0.5), [1 / 34.5, 25 / 34.5, 6.25 / 34.5, 2.25 / 34.5]),
 ])
 def test_sampling_draws_the_filtered_distribution(decoding, expected):
     frequencies, sampler, chosen = draw([0.1, 0.5, 0.25, 0.15], decoding)
@@ -79,7 +79,7 @@ def test_repetition_penalty_by_hand():
 
 
 def test_end_token_stops_the_count_and_waits_for_the_minimum():
-    end, decoding = 2, Decoding("greedy", min_tokens=1, max_tokens=5)
+    end, decoding = 2, Decoding(strategy="greedy", min_tokens=1, max_tokens=5)
     sampler = RowSampler(decoding, [0], [end], CPU)
     logits = torch.log(torch.tensor([[0.1, 0.3, 0.6]]))
     ids = torch.zeros(1, 0, dtype=torch.long)
