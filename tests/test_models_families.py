@@ -1,232 +1,217 @@
-"""Every model family that issue and README name, exercised on a tiny random checkpoint of its own."""
+"""Every model family of ``data/presets``, exercised on a tiny random checkpoint of its own."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lib.errors import UserError
-from lib.models import load_captioner, load_encoder, load_generator
-from lib.presets import REPO_ROOT, Decoding, GeneratorSpec, get_preset
+from lib.base import UserError
+from lib.models import load_captioner, load_encoder, load_generator, weights_fingerprint
+from lib.presets import PRESETS, Decoding, GeneratorSettings, load_preset
 from tests import tiny_families as tiny
 from tests.tiny_models import build_stable_diffusion
+
+SMALL = {"steps": 1, "guidance": 0.0, "size": 32, "output_size": 32}
 
 
 @pytest.fixture(scope="module")
 def images():
     rng = np.random.default_rng(0)
-    sizes = [(32, 32), (48, 40), (64, 30)]
-    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in [(32, 32), (48, 40), (64, 30)]]
 
 
-CAPTIONERS = [
-    ("blip2", tiny.build_blip2, lambda m: m.vision_model),
-    ("blip2", lambda f: tiny.build_blip2(f, "t5"), lambda m: m.vision_model),
-    ("idefics3", tiny.build_chat, lambda m: m.model.vision_model),
-    ("idefics3", lambda f: tiny.build_chat(f, "smolvlm"), lambda m: m.model.vision_model),
-    ("florence2", tiny.build_florence2, lambda m: m.model.vision_tower),
-    ("git", tiny.build_git, None),
-]
+CAPTIONERS = {
+    "blip2": (tiny.build_blip2, lambda m: m.vision_model),
+    "blip2, T5": (lambda folder: tiny.build_blip2(folder, "t5"), lambda m: m.vision_model),
+    "idefics3": (tiny.build_chat, lambda m: m.model.vision_model),
+    "florence2": (tiny.build_florence2, lambda m: m.model.vision_tower),
+    "git": (tiny.build_git, None)}
 
 
-def preset_of(name):
-    """A family's preset file, which names a published model."""
-    return get_preset(REPO_ROOT / "data" / "presets" / f"{name}.toml")
-
-
-@pytest.mark.parametrize(("name", "build", "tower"), CAPTIONERS,
-                         ids=["blip2-opt", "blip2-t5", "idefics3", "smolvlm", "florence2", "git"])
-def test_captioner_family(tmp_path, images, name, build, tower):
-    published = preset_of(name).captioner
+@pytest.mark.parametrize("name", CAPTIONERS)
+def test_captioner_family(tmp_path, images, name):
+    build, tower = CAPTIONERS[name]
+    published = load_preset(name.split(",")[0]).captioner
     assert published.sender.p == 0.9 and published.receiver.deterministic
-    prompt, short = published.sender.prompt, {"min_tokens": 0, "max_tokens": 6}
-    sender = dataclasses.replace(published.sender, **short)
-    spec = dataclasses.replace(published, id=str(build(tmp_path / "model")), sender=sender, batch_size=9)
-    captioner = load_captioner(spec, "cpu")
-    encoded = []
+    sender = published.sender.model_copy(update={"min_tokens": 0, "max_tokens": 6})
+    settings = published.model_copy(update={"id": str(build(tmp_path / "model")), "sender": sender, "batch_size": 9})
+    captioner, encoded = load_captioner(settings, "cpu"), []
     if tower is not None:
-        tower(captioner.model).register_forward_hook(
-            lambda module, args, kwargs, output: encoded.append(_rows(args, kwargs)),
-            with_kwargs=True)
+        tower(captioner.model).register_forward_hook(lambda module, args, kwargs, output: encoded.append(
+            (args[0] if args else kwargs["pixel_values"]).shape[0]), with_kwargs=True)
     seeds = [[1, 2, 3], [4, 5, 6], [7, 8]]
     captions = captioner.caption(images, seeds)
-    assert tower is None or sum(encoded) == 3  # each picture once, not once a caption
+    assert tower is None or sum(encoded) == 3  # each image once, not once a caption
     assert [len(row) for row in captions] == [3, 3, 2]
     flat = [c for row in captions for c in row]
     assert len({c.text for c in flat}) > 3 and all(c.n_tokens <= 6 and c.logprob < 0 for c in flat)
     assert all(len(c.text.split()) <= c.n_tokens for c in flat), "a prompt is no part of its caption"
-    small = load_captioner(dataclasses.replace(spec, batch_size=1), "cpu")
+    small = load_captioner(settings.model_copy(update={"batch_size": 1}), "cpu")
     again = small.caption(images[::-1], seeds[::-1])[::-1]
     for row, other in zip(captions, again, strict=True):
         assert [c.text for c in row] == [c.text for c in other]
         assert np.allclose([c.logprob for c in row], [c.logprob for c in other], atol=1e-3)
-    for decoding in (Decoding("greedy", max_tokens=5, prompt=prompt),
-                     Decoding("beam", beams=3, max_tokens=5, prompt=prompt)):
+    for decoding in (Decoding(strategy="greedy", max_tokens=5, prompt=sender.prompt),
+                     Decoding(strategy="beam", beams=3, max_tokens=5, prompt=sender.prompt)):
         rows = captioner.caption(images[:2], [[0, 1], [2]], decoding)
         assert rows[0][0] == rows[0][1] and len(rows[1]) == 1
         assert rows[0][0].n_tokens <= 5 and rows[0][0].logprob < 0
 
 
-def _rows(args, kwargs) -> int:
-    """How many pictures a vision tower was given."""
-    return (args[0] if args else kwargs["pixel_values"]).shape[0]
-
-
-GENERATORS = {
-    "sdxl-turbo": tiny.build_sdxl, "lcm": tiny.build_lcm, "pixart": tiny.build_pixart,
-    "sd3": tiny.build_sd3, "flux-schnell": tiny.build_flux, "sdxl-turbo, guided": tiny.build_sdxl,
-}
+GENERATORS = {"sdxl-turbo": tiny.build_sdxl, "lcm": tiny.build_lcm, "pixart": tiny.build_pixart,
+              "sd3": tiny.build_sd3, "flux-schnell": tiny.build_flux, "sdxl-turbo, guided": tiny.build_sdxl}
 
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_generator_family(tmp_path, name):
-    build, guided = GENERATORS[name], name.endswith(", guided")
-    published = preset_of(name.removesuffix(", guided")).generator
-    steps, guidance = (2, 5.0) if guided else (min(published.steps, 2), published.guidance)
-    folder = build(tmp_path / "model")
-    spec = dataclasses.replace(published, id=str(folder), steps=steps, guidance=guidance, size=32,
-                               output_size=32, batch_size=3, variant=None)
-    generator = load_generator(spec, "cpu")
-    towers = [getattr(generator.pipeline, name, None)
-              for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
-    counts = [0] * 3
-    for i, tower in enumerate(towers):
-        if tower is not None:
-            tower.register_forward_hook(_counter(counts, i))
+    published = load_preset(name.split(",")[0]).generator
+    guidance = 5.0 if name.endswith("guided") else published.guidance
+    steps = 2 if name.endswith("guided") else min(published.steps, 2)
+    settings = published.model_copy(update=SMALL | {
+        "id": str(GENERATORS[name](tmp_path / "model")), "steps": steps, "guidance": guidance, "batch_size": 3,
+        "variant": None, "revision": None})
+    generator = load_generator(settings, "cpu")
     texts, seeds = ["a red owl", "a cat", "a red owl", "a boat"], [1, 2, 3, 4]
     made = generator.generate(texts, seeds).pixels
-    assert made.shape == (4, 32, 32, 3) and made.std() > 1
-    assert max(counts) <= 3 + 2  # distinct texts once, the empty prompt at most twice
-    alone = np.concatenate([generator.generate([t], [s]).pixels
-                            for t, s in zip(texts, seeds, strict=True)])
+    assert made.shape == (4, 32, 32, 3) and made.std() > 1 and (made[0] != made[2]).any()
+    alone = np.concatenate([generator.generate([t], [s]).pixels for t, s in zip(texts, seeds, strict=True)])
     assert np.abs(made.astype(int) - alone.astype(int)).max() <= 2
-    assert (made[0] != made[2]).any()
     plain = generator.pipeline(
         "a red owl", num_inference_steps=steps, guidance_scale=guidance, height=32, width=32,
-        generator=_cpu_generator(1), **({"use_resolution_binning": False}
-                                        if build is tiny.build_pixart else {})).images[0]
+        generator=torch.Generator("cpu").manual_seed(1),
+        **({"use_resolution_binning": False} if name == "pixart" else {})).images[0]
     assert np.abs(made[0].astype(int) - np.asarray(plain).astype(int)).max() <= 2
-    scheduler = generator.pipeline.scheduler
-    del scheduler.step, scheduler.set_timesteps  # as diffusers has it: the same pixels
-    assert np.array_equal(generator.generate(texts, seeds).pixels, made)
 
 
 def test_every_preset_file_is_tried():
-    tried = {*(name for name, *_ in CAPTIONERS), *GENERATORS, "lcm-lora", "siglip", "dinov2", "sentence", "remote"}
-    files = sorted((REPO_ROOT / "data" / "presets").glob("*.toml"))
-    assert {file.stem for file in files} == tried - {"sdxl-turbo, guided"}
-    for file in files:
-        preset = get_preset(file)
-        assert preset.name == file.stem and preset.generator.output_size == 256
-        checked = preset.generator.id.startswith("stable-diffusion-v1-5/")  # the others have no checker
-        assert preset.generator.safety_checker == checked
+    tried = {*CAPTIONERS, *GENERATORS, "lcm-lora", "siglip", "dinov2", "sentence", "remote", "mini", "paper", "official",
+             "fast"} - {"sdxl-turbo, guided", "blip2, T5"}
+    assert {file.stem for file in PRESETS.glob("*.toml")} == tried
+    for name in tried - {"mini"}:
+        generator = load_preset(name).generator
+        assert generator.output_size == 256
+        assert generator.safety_checker == generator.id.startswith("stable-diffusion-v1-5/")  # others have none
 
 
 def test_options_are_arguments_of_the_pipeline(tmp_path):
-    folder = tiny.build_flux(tmp_path / "flux")
-    spec = GeneratorSpec(str(folder), steps=1, guidance=0.0, size=32, output_size=32,
-                         options={"max_sequence_length": 5})
-    generator, texts = load_generator(spec, "cpu"), ["a red owl on a boat", "a red owl on a tree"]
-    lengths = []
+    settings = GeneratorSettings(id=str(tiny.build_flux(tmp_path / "flux")), **SMALL, options={"max_sequence_length": 5})
+    generator, texts, lengths = load_generator(settings, "cpu"), ["a red owl on a boat"] * 2, []
     generator.pipeline.text_encoder_2.register_forward_hook(
         lambda module, args, output: lengths.append(output[0].shape[1]))
-    generator.generate(texts, [1, 1])
-    assert lengths == [5]
-    assert generator._limit("tokenizer_2", generator.pipeline.tokenizer_2) == 5
-    wrong = dataclasses.replace(spec, options={"max_tokens": 5})
-    with pytest.raises(UserError, match="options has 'max_tokens', which is no argument of a FluxPipeline"):
-        load_generator(wrong, "cpu")
-    for name, remedy in (("num_inference_steps", "set steps in its place"), ("prompt", "the game sets it")):
-        with pytest.raises(UserError, match=f"options cannot have '{name}': {remedy}"):
-            load_generator(dataclasses.replace(spec, options={name: 5}), "cpu")
+    assert generator.generate(texts, [1, 1]).truncated.tolist() == [False, False]  # the CLIP tower reads them whole
+    assert set(lengths) == {5}
+    for options, said in (({"max_tokens": 5}, "'max_tokens', which is no argument of a FluxPipeline"),
+                          ({"num_inference_steps": 5}, "cannot have 'num_inference_steps': set steps"),
+                          ({"prompt": "x"}, "cannot have 'prompt': remove it")):
+        with pytest.raises(UserError, match=said):
+            load_generator(settings.model_copy(update={"options": options}), "cpu")
+    with pytest.raises(UserError, match="size = 34 is no multiple of 4"):
+        load_generator(settings.model_copy(update={"size": 34}), "cpu")
 
 
-def _counter(counts, i):
-    """A hook that counts a text tower's rows."""
-    def hook(module, args, output):
-        counts[i] += output[0].shape[0]
-
-    return hook
-
-
-def _cpu_generator(seed):
-    """A torch generator."""
-    return torch.Generator("cpu").manual_seed(seed)
-
-
-def test_lora_is_fused(tmp_path):
-    peft = pytest.importorskip("peft")
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    """A tiny Stable Diffusion and a LoRA of it."""
     import diffusers
+    import peft
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
-    folder = build_stable_diffusion(tmp_path / "sd")
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
-    pipeline.unet.add_adapter(peft.LoraConfig(r=2, init_lora_weights="gaussian",
-                                              target_modules=["to_q", "to_v"]))
-    layers = get_peft_model_state_dict(pipeline.unet)
-    layers = {name: value + 0.5 for name, value in layers.items()}
+    root = tmp_path_factory.mktemp("lora")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(build_stable_diffusion(root / "sd"))
+    pipeline.unet.add_adapter(peft.LoraConfig(r=2, init_lora_weights="gaussian", target_modules=["to_q", "to_v"]))
+    layers = {name: value + 0.5 for name, value in get_peft_model_state_dict(pipeline.unet).items()}
     diffusers.StableDiffusionPipeline.save_lora_weights(
-        tmp_path / "lora", unet_lora_layers=convert_state_dict_to_diffusers(layers))
-    arguments = {"steps": 2, "guidance": 1.0, "size": 32, "output_size": 32,
-                 "scheduler": "LCMScheduler"}
-    published = preset_of("lcm-lora").generator
-    assert all(getattr(published, name) == arguments[name] for name in ("guidance", "scheduler"))
-    base = load_generator(GeneratorSpec(str(folder), **arguments), "cpu")
-    tuned = load_generator(GeneratorSpec(str(folder), lora=str(tmp_path / "lora"), **arguments), "cpu")
-    assert (base.generate(["a cat"], [0]).pixels != tuned.generate(["a cat"], [0]).pixels).any()
+        root / "lora", unet_lora_layers=convert_state_dict_to_diffusers(layers))
+    return root
+
+
+def test_lora_is_fused_and_in_the_fingerprint(lora):
+    settings = GeneratorSettings(id=str(lora / "sd"), **SMALL | {"steps": 2, "guidance": 1.0},
+                                 scheduler="LCMScheduler")
+    tuned = settings.model_copy(update={"lora": str(lora / "lora")})
+    base = load_generator(settings, "cpu").generate(["a cat"], [0]).pixels
+    assert (load_generator(tuned, "cpu").generate(["a cat"], [0]).pixels != base).any()
+    before = weights_fingerprint(tuned)
+    assert before is not None and before != weights_fingerprint(settings)
+    file = next((lora / "lora").glob("*.safetensors"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # trained again under its name, of the same size
+    assert weights_fingerprint(tuned) != before
+    file.write_bytes(content)
+    assert weights_fingerprint(tuned.model_copy(update={"lora": str(lora / "gone")})) is None
+
+
+def test_a_lora_that_fits_nothing_or_is_ambiguous_is_refused(lora, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(next((lora / "lora").glob("*.safetensors")))
+    wrong = {"names": {f"other.{name}": value for name, value in weights.items()},
+             "layers": {name.replace("attn1", "attn7").replace("attn2", "attn8"): value for name, value in weights.items()},
+             "zeros": {name: value * 0 for name, value in weights.items()}}
+    for kind, content in wrong.items():
+        (tmp_path / kind).mkdir()
+        save_file(content, tmp_path / kind / "pytorch_lora_weights.safetensors")
+        settings = GeneratorSettings(id=str(lora / "sd"), lora=str(tmp_path / kind), **SMALL)
+        with pytest.raises(UserError, match="none of its weights fits|cannot be loaded"):
+            load_generator(settings, "cpu")
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for name in ("first", "second"):
+        save_file(weights, folder / f"{name}.safetensors")
+    with pytest.raises(UserError, match=r"holds 2 weight files \(first.safetensors, second.safetensors\): keep one"):
+        load_generator(settings.model_copy(update={"lora": str(folder)}), "cpu")
 
 
 def test_weights_of_a_variant(tmp_path):
     import diffusers
 
-    folder = build_stable_diffusion(tmp_path / "sd")
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(build_stable_diffusion(tmp_path / "sd"))
     pipeline.save_pretrained(tmp_path / "half", variant="fp16")
-    spec = GeneratorSpec(str(tmp_path / "half"), variant="fp16", steps=1, guidance=0.0, size=32,
-                         output_size=32)
-    assert load_generator(spec, "cpu").generate(["a cat"], [0]).pixels.std() > 1
-    plain = GeneratorSpec(str(tmp_path / "half"), steps=1, guidance=0.0, size=32, output_size=32)
-    with pytest.raises(UserError, match="cannot be loaded"):
-        load_generator(plain, "cpu")
+    settings = GeneratorSettings(id=str(tmp_path / "half"), variant="fp16", **SMALL)
+    assert load_generator(settings, "cpu").generate(["a cat"], [0]).pixels.std() > 1
+    with pytest.raises(UserError, match=r"half lacks \*\.safetensors"):
+        load_generator(settings.model_copy(update={"variant": None}), "cpu")
 
 
 def test_safety_checker_flags(tmp_path):
     folder = tiny.build_checked_stable_diffusion(tmp_path / "checked")
-    arguments = {"steps": 1, "guidance": 0.0, "size": 32, "output_size": 32}
-    on = load_generator(GeneratorSpec(str(folder), safety_checker=True, **arguments), "cpu")
-    made = on.generate(["a cat", "an owl"], [0, 1])
+    settings = GeneratorSettings(id=str(folder), safety_checker=True, **SMALL)
+    made = load_generator(settings, "cpu").generate(["a cat", "an owl"], [0, 1])
     assert made.flagged.all() and made.pixels.max() == 0
-    off = load_generator(GeneratorSpec(str(folder), **arguments), "cpu")
+    off = load_generator(settings.model_copy(update={"safety_checker": False}), "cpu")
     assert not off.generate(["a cat"], [0]).flagged.any() and off.pipeline.safety_checker is None
+    plain = settings.model_copy(update={"id": str(folder.with_name("checked-plain"))})
+    with pytest.raises(UserError, match="has no safety checker: set safety_checker = false"):
+        load_generator(plain, "cpu")
 
 
 def test_siglip(tmp_path, images):
-    encoder = load_encoder(dataclasses.replace(preset_of("siglip").encoder, id=str(tiny.build_siglip(tmp_path)),
-                                               batch_size=2), "cpu")
-    pictures, texts = encoder.embed_images(images), encoder.embed_texts(["a cat", "an owl on the sea"])
-    assert pictures.shape == (3, 32) and texts.shape == (2, 32)
-    assert np.allclose(encoder.embed_images(images[2:])[0], pictures[2], atol=1e-5)
+    published = load_preset("siglip").encoder
+    encoder = load_encoder(published.model_copy(update={"id": str(tiny.build_siglip(tmp_path)), "batch_size": 2}), "cpu")
+    of_images, texts = encoder.embed_images(images), encoder.embed_texts(["a cat", "an owl on the sea"])
+    assert of_images.shape == (3, 32) and texts.shape == (2, 32)
+    assert np.allclose(encoder.embed_images(images[2:])[0], of_images[2], atol=1e-5)
     assert np.allclose(encoder.embed_texts(["an owl on the sea"])[0], texts[1], atol=1e-5)
 
 
 def test_dino_embeds_images_only(tmp_path, images):
-    encoder = load_encoder(dataclasses.replace(preset_of("dinov2").judge, id=str(tiny.build_dinov2(tmp_path))), "cpu")
-    assert encoder.embed_images(images).shape == (3, 32)
+    published = load_preset("dinov2").second_encoder
+    encoder = load_encoder(published.model_copy(update={"id": str(tiny.build_dinov2(tmp_path))}), "cpu")
+    assert encoder.embed_images(images).shape == (3, 32) and encoder.reads_images and not encoder.reads_texts
     with pytest.raises(UserError, match="images only"):
         encoder.embed_texts(["a cat"])
 
 
 @pytest.mark.parametrize("class_token", [False, True])
 def test_sentence_encoder_embeds_texts_only(tmp_path, images, class_token):
-    encoder = load_encoder(dataclasses.replace(
-        preset_of("sentence").encoder, id=str(tiny.build_sentence(tmp_path, class_token))), "cpu")
+    published = load_preset("sentence").encoder
+    folder = tiny.build_sentence(tmp_path, class_token)
+    encoder = load_encoder(published.model_copy(update={"id": str(folder)}), "cpu")
     texts = encoder.embed_texts(["a cat", "two red owls on the beach and a boat"])
-    assert texts.shape == (2, 32)
+    assert texts.shape == (2, 32) and encoder.reads_texts and not encoder.reads_images
     assert np.allclose(encoder.embed_texts(["a cat"])[0], texts[0], atol=1e-5)
     with pytest.raises(UserError, match="texts only"):
         encoder.embed_images(images)

@@ -21,7 +21,7 @@ from tests.tiny_models import (
     tiny_vae,
 )
 
-PICTURE = {"image_size": 32, "patch_size": 8}
+PIXELS = {"image_size": 32, "patch_size": 8}
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} : {% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}<image>{% else %} {{ c['text'] }}{% endif %}{% endfor %}"
@@ -72,7 +72,7 @@ def build_blip2(folder: Path, language: str = "opt") -> Path:
                            num_heads=2, initializer_factor=1.0, decoder_start_token_id=0,
                            pad_token_id=0, eos_token_id=1)
     model = tf.Blip2ForConditionalGeneration(tf.Blip2Config(
-        vision_config=SIZE | PICTURE | {"initializer_range": 0.2},
+        vision_config=SIZE | PIXELS | {"initializer_range": 0.2},
         qformer_config=SIZE | {"encoder_hidden_size": 32, "vocab_size": 20,
                                "max_position_embeddings": 20, "initializer_range": 0.2},
         text_config=text.to_dict(), num_query_tokens=4,
@@ -83,28 +83,20 @@ def build_blip2(folder: Path, language: str = "opt") -> Path:
     return folder
 
 
-def build_chat(folder: Path, kind: str = "idefics3") -> Path:
-    """IDEFICS 3 or SmolVLM: SigLIP-like tower, pixel shuffle, Llama."""
+def build_chat(folder: Path) -> Path:
+    """IDEFICS 3: SigLIP-like tower, pixel shuffle, Llama."""
     torch.manual_seed(0)
-    special = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
-    tokenizer = word_tokenizer(*special)
-    config_class = tf.SmolVLMConfig if kind == "smolvlm" else tf.Idefics3Config
+    tokenizer = word_tokenizer("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
     llama = tf.LlamaConfig(**SIZE, vocab_size=len(tokenizer), num_key_value_heads=2,
                            max_position_embeddings=128, initializer_range=0.5, bos_token_id=1,
                            eos_token_id=1, pad_token_id=0)
-    config = config_class(vision_config=SIZE | PICTURE | {"initializer_range": 0.2},
-                          text_config=llama.to_dict(), scale_factor=2,
-                          image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+    config = tf.Idefics3Config(vision_config=SIZE | PIXELS | {"initializer_range": 0.2},
+                               text_config=llama.to_dict(), scale_factor=2,
+                               image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
     tf.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
-    sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32},
-             "do_image_splitting": False}
-    if kind == "smolvlm":  # its own processor needs torchvision, so the parts are saved
-        tf.SmolVLMImageProcessorPil(**sizes).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    else:
-        tf.Idefics3Processor(tf.Idefics3ImageProcessorPil(**sizes), tokenizer, image_seq_len=4,
-                             chat_template=CHAT_TEMPLATE).save_pretrained(folder)
+    images = tf.Idefics3ImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 32},
+                                          do_image_splitting=False)
+    tf.Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=CHAT_TEMPLATE).save_pretrained(folder)
     return folder
 
 
@@ -144,7 +136,7 @@ def build_git(folder: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = bert_tokenizer()
     model = tf.GitForCausalLM(tf.GitConfig(
-        vision_config=SIZE | PICTURE | {"initializer_range": 0.2}, **SIZE,
+        vision_config=SIZE | PIXELS | {"initializer_range": 0.2}, **SIZE,
         vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.5,
         bos_token_id=tokenizer.cls_token_id, eos_token_id=tokenizer.sep_token_id, pad_token_id=0))
     model.save_pretrained(folder)
@@ -161,7 +153,7 @@ def build_siglip(folder: Path) -> Path:
     tokenizer = t5_tokenizer()
     text = SIZE | {"vocab_size": len(tokenizer), "max_position_embeddings": 16,
                    "projection_size": 32, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
-    tf.SiglipModel(tf.SiglipConfig(text_config=text, vision_config=SIZE | PICTURE)
+    tf.SiglipModel(tf.SiglipConfig(text_config=text, vision_config=SIZE | PIXELS)
                    ).save_pretrained(folder)
     tf.SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -274,7 +266,7 @@ def build_checked_stable_diffusion(folder: Path) -> Path:
 
     plain = build_stable_diffusion(folder.with_name(folder.name + "-plain"))
     checker = StableDiffusionSafetyChecker(tf.CLIPConfig(
-        vision_config=SIZE | PICTURE, text_config=SIZE, projection_dim=16))
+        vision_config=SIZE | PIXELS, text_config=SIZE, projection_dim=16))
     checker.concept_embeds.data = torch.ones(17, 16)
     checker.concept_embeds_weights.data = torch.full((17,), -2.0)  # below any cosine
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(plain, safety_checker=None)
