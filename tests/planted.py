@@ -24,10 +24,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from lib.base import stable_seed, write_atomic
+from lib.base import stable_seed
 from lib.metrics import CAPTION_SCORES, SEMANTIC_SCORES
 from lib.roundtrip import Run, Runs, open_runs
-from lib.roundtrip.run import BASELINE_COLUMNS, ROW_COLUMNS, ranked, write_table
+from lib.roundtrip.run import BASELINE_COLUMNS, ROW_COLUMNS, ranked, write_json, write_table
 from lib.roundtrip.steps import safe_part
 
 DOMAINS = ("in-domain", "near-domain", "out-domain")
@@ -60,13 +60,13 @@ def write_run(run: Run, effect: float = 0.3, change: Callable[[pd.DataFrame], pd
         path = run.folder / "images" / safe_part(item) / "0.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         planted_image(scene or _scene("owl", "blue", "meadow")).save(path)
-    run._write_json("run.json", {
+    write_json(run.folder / "run.json", {
         "run": run.name, "task": run.task, "dataset": {"name": run.dataset.name}, "n_candidates": run.n_candidates,
         "seed": run.seed, "identity": run.identity, "made_by": {"commit": None}, "loaded": {},
         "counts": {"rows": len(rows), "flagged": len(flagged), "flagged_sources": flagged.nunique(),
                    "truncated_prompts": int(rows["truncated"].sum())}, "missing_scores": MISSING})
-    write_atomic(run.folder / "cost.json", '{"sources": %d, "captions": %d, "images": %d, "wall": 12.5, '
-                 '"seconds: caption": 2.5, "seconds: generate": 10.0}' % (len(scenes), len(rows), len(rows)))
+    write_json(run.folder / "cost.json", {"sources": len(scenes), "captions": len(rows), "images": len(rows), "wall": 12.5,
+                                          "seconds: caption": 2.5, "seconds: generate": 10.0})
 
 
 def _scene(thing: str, colour: str, place: str, accessory: str | None = None, **more: Any) -> dict[str, Any]:

@@ -126,10 +126,10 @@ def test_flagged_images_give_nulls(captioned):
     assert (scores.isna().all(axis=1) == rows["flagged"]).all()
 
 
-@pytest.mark.parametrize(("value", "problem"), [(0.0, "is zero"), (np.nan, "is not finite"), (np.inf, "is not finite")])
-def test_useless_embeddings_name_the_item(tmp_path, value, problem):
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_useless_embeddings_name_the_item(tmp_path, value):
     dataset = load_dataset(paint(tmp_path / "images", 6, odd=4))
-    with pytest.raises(UserError, match=f"item 04.png {problem}"):
+    with pytest.raises(UserError, match="candidate 0 of item 04.png: its similarity is not a number"):
         made(dataset, models=dataclasses.replace(stand_ins(), encoder=ColourEncoder(spoilt=value)))
 
 

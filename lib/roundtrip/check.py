@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from lib.base import ROOT, stable_seed, write_atomic
-from lib.roundtrip.run import Run
+from lib.roundtrip.run import Run, ranked, read_json
 from lib.roundtrip.runs import Runs
 from lib.roundtrip.steps import Batch, round_trip
 
@@ -29,25 +29,19 @@ if TYPE_CHECKING:
 
 SAMPLE = 3  # sources of each run
 EXPECTED = ROOT / "data" / "expected"
-# What may differ, as another batch sums in another order. Where a caption differs, the rest of its row is that of
-# another candidate and is not compared.
-TOLERANCES = {"similarity": 1e-4, "similarity_second": 1e-4, "similarity_euclidean": 1e-3}
-LOGPROB = {"image": 1e-3, "text": 1e-2}  # the captioned image itself may differ by a grey level
-PIXELS = 2.0  # grey levels of 255
+# What may differ, as another batch sums in another order; pixels in grey levels of 255.
+TOLERANCES = {"similarity": 1e-4, "similarity_second": 1e-4, "similarity_euclidean": 1e-3, "pixels": 2.0}
+LOGPROB = {"image": 1e-3, "text": 1e-2}  # in the text task the captioned image itself may differ by a grey level
 FLIPS = 0.01  # share of captions and of sources, one in any case, that a near tie may turn
 AVERAGES = ("n_words", "logprob", "similarity", "similarity_second", "cider", "bleu4", "meteor", "rouge_l",
             "spice_spacy", "clip_score", "clip_score_second", "sem_f")
 
 
-def verify(run: Run, sample: int = SAMPLE, models: Models | None = None) -> pd.DataFrame:
+def verify(run: Run, models: Models, sample: int = SAMPLE) -> pd.DataFrame:
     """Make a sample of a finished run's sources again, as one batch in another order, and compare all their rows.
 
     Returns one row a check: check, found (a largest difference or a number), allowed, holds.
     """
-    if models is None:
-        from lib.models import load_models
-
-        models = load_models(run.preset)
     rng, items = np.random.default_rng(stable_seed("verify", run.name)), run.dataset.items
     chosen = [items[i] for i in rng.choice(len(items), min(sample, len(items)), replace=False)]
     batch = round_trip(run.task, chosen, models, run.preset, run.dataset.name, run.n_candidates, run.seed)
@@ -55,25 +49,29 @@ def verify(run: Run, sample: int = SAMPLE, models: Models | None = None) -> pd.D
 
 
 def compare(run: Run, again: Batch) -> pd.DataFrame:
-    """Compare the rows of a batch made again with those of the run; see :func:`verify`."""
+    """Compare the rows of a batch made again with those of the run; see :func:`verify`.
+
+    Where a caption differs, the rest of its row is that of another candidate and is not compared.
+    """
     both = again.rows.merge(run.rows(), on=["item", "candidate"], how="left", suffixes=("", "_kept"))
     said, shown = ("message", "reconstruction") if run.task == "image" else ("reconstruction", "message")
-    same = both[said] == both[f"{said}_kept"]
-    best = [both.loc[both.groupby("item", sort=False)[name].idxmax(), "candidate"].to_numpy()
-            for name in ("similarity", "similarity_kept")] if both["similarity_kept"].notna().all() else [[0], [1]]
-    checks = [("rows absent or with another seed", (both["seed"] != both["seed_kept"]).sum(), 0),
-              (f"captions that differ, of {len(both)}", (~same).sum(), min(max(1, FLIPS * len(both)), len(both) - 1)),
-              (f"sources with another best candidate, of {len(best[0])}", np.sum(best[0] != best[1]),
-               max(1, FLIPS * len(best[0])))]
+    same, sources = both[said] == both[f"{said}_kept"], both["item"].nunique()
+    top, top_kept = (ranked(both.assign(similarity=both[f"similarity{kept}"]))["selected"] for kept in ("", "_kept"))
+    checks = {"rows absent or with another seed": ((both["seed"] != both["seed_kept"]).sum(), 0),
+              f"captions that differ, of {len(both)}": ((~same).sum(), min(max(1, FLIPS * len(both)), len(both) - 1)),
+              f"sources with another best candidate, of {sources}": (
+                  both.loc[top != top_kept, "item"].nunique(), max(1, FLIPS * sources))}
     for name, allowed in (TOLERANCES | {"logprob": LOGPROB[run.task]}).items():
-        now, kept = both.loc[same, name].to_numpy(float), both.loc[same, f"{name}_kept"].to_numpy(float)
-        lost = (np.isnan(now) != np.isnan(kept)).any()
-        checks.append((name, np.nan if lost else np.nanmax(np.abs(now - kept), initial=0.0), allowed))
-    # An image follows its caption in image reconstruction and precedes it in text reconstruction.
-    pairs = both.loc[same | (run.task == "text"), [shown, f"{shown}_kept"]].dropna().drop_duplicates()
-    pixels = [np.abs(again.images[a].astype(int) - np.asarray(run.image(b), int)).max() for a, b in pairs.to_numpy()]
-    table = pd.DataFrame([*checks, ("pixels", max(pixels, default=0), PIXELS)], columns=["check", "found", "allowed"])
-    return table.assign(found=table["found"].astype(float), holds=table["found"] <= table["allowed"])
+        if name == "pixels":  # an image follows its caption in image reconstruction and precedes it in the other
+            pairs = both.loc[same | (run.task == "text"), [shown, f"{shown}_kept"]].dropna().drop_duplicates()
+            off = [np.abs(again.images[a].astype(int) - np.asarray(run.image(b), int)).max() for a, b in pairs.to_numpy()]
+        else:
+            now, kept = both.loc[same, name].to_numpy(float), both.loc[same, f"{name}_kept"].to_numpy(float)
+            off = np.where(np.isnan(now) & np.isnan(kept), 0, np.abs(now - kept))  # NaN where one side has none
+        checks[name] = (np.max(off, initial=0), allowed)
+    table = pd.DataFrame([(name, float(found), allowed) for name, (found, allowed) in checks.items()],
+                         columns=["check", "found", "allowed"])
+    return table.assign(holds=table["found"] <= table["allowed"])
 
 
 def verify_runs(runs: Runs, sample: int = SAMPLE) -> bool:
@@ -81,44 +79,31 @@ def verify_runs(runs: Runs, sample: int = SAMPLE) -> bool:
     holds = True
     for run in runs.runs.values():
         run.rows()  # says that it is not finished before a model is loaded
-        table = verify(run, sample, runs.models)
-        print(f"{run.name}: {min(sample, len(run.dataset))} sources made again\n{table.to_string(index=False)}", flush=True)
+        table = verify(run, runs.models, sample)
+        print(f"{run.name}: {min(sample, len(run.dataset))} sources made again", table.to_string(index=False), sep="\n")
         holds &= bool(table["holds"].all())
     print("all rows repeat within the tolerances" if holds else "NOT all rows repeat", flush=True)
     return holds
 
 
-# --- expected results -----------------------------------------------------------------------------
-
-
-def averages(rows: pd.DataFrame) -> dict[str, list[float]]:
-    """{name: [mean, tolerance]} over all rows and over the selected candidates; without what has no value."""
-    found = {}
+def summary(rows: pd.DataFrame) -> dict:
+    """What is expected of a run: a digest of its captions, which equals only where every token does, and
+    {name: [mean, tolerance]} over all rows and over the selected ones, without what has no value."""
+    said, averages = rows["message"].where(rows["task"] == "image", rows["reconstruction"]), {}
     for part, table in (("all", rows), ("selected", rows[rows["selected"]])):
         for name in AVERAGES:
             values = table[name].dropna().astype(float)
             if len(values):
-                error = float(values.std(ddof=0)) * math.sqrt(2 * 0.05 / len(values))
-                found[f"{name}, {part}"] = [round(float(values.mean()), 9), round(1e-6 + 4 * error, 9)]
-    return found
-
-
-def captions_digest(rows: pd.DataFrame) -> str:
-    """A hash of all captions in order: equal only where every token is equal."""
-    rows = rows.sort_values(["item", "candidate"])
-    said = rows["message"].where(rows["task"] == "image", rows["reconstruction"])
-    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+                tolerance = 1e-6 + 4 * values.std(ddof=0) * math.sqrt(2 * 0.05 / len(values))
+                averages[f"{name}, {part}"] = [round(float(values.mean()), 9), round(float(tolerance), 9)]
+    return {"captions": hashlib.sha256("\n".join(said).encode()).hexdigest(), "averages": averages}
 
 
 def write_expected(runs: Runs) -> Path:
-    """Take the averages of finished runs as the expected ones, beside those of other sizes."""
-    path = EXPECTED / f"{runs.preset.name}.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for run in runs.runs.values():
-        known = {name: entry for name, entry in known.items() if _size(name) != _size(run.name)}
-        rows = run.rows()
-        known[run.name] = {"captions": captions_digest(rows), "averages": averages(rows)}
-    lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(known.items()))
+    """Take the averages of finished runs as the expected ones, in place of other runs of the same size."""
+    path, own = EXPECTED / f"{runs.preset.name}.json", {run.name: summary(run.rows()) for run in runs.runs.values()}
+    kept = {name: entry for name, entry in read_json(path).items() if _size(name) not in map(_size, own)}
+    lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted((kept | own).items()))
     write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return path
 
@@ -130,23 +115,21 @@ def compare_expected(runs: Runs) -> tuple[bool, str]:
     be not comparable.
     """
     path = EXPECTED / f"{runs.preset.name}.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    wrong, equal, compared, foreign = [], 0, 0, 0
-    for run in runs.runs.values():
-        if run.name not in known:
-            foreign += _size(run.name) in map(_size, known)
-        elif run.finished:
-            rows, entry, compared = run.rows(), known[run.name], compared + 1
-            found = averages(rows)
-            for name, (value, tolerance) in entry["averages"].items():
-                now = found.get(name, [math.nan])[0]
-                if not abs(now - value) <= tolerance:
-                    wrong.append(f"{run.task} {run.dataset.name}: {name} {now:.6g} instead of {value:.6g}")
-            equal += captions_digest(rows) == entry["captions"]
+    known, wrong = read_json(path), []
+    compared = [run for run in runs.runs.values() if run.name in known and run.finished]
+    found = {run.name: summary(run.rows()) for run in compared}
+    for run in compared:
+        averages = found[run.name]["averages"]
+        for name, (value, tolerance) in known[run.name]["averages"].items():
+            now = averages.get(name, [math.nan])[0]
+            if not abs(now - value) <= tolerance:
+                wrong.append(f"{run.task} {run.dataset.name}: {name} {now:.6g} instead of {value:.6g}")
+    equal = sum(entry["captions"] == known[name]["captions"] for name, entry in found.items())
+    foreign = sum(run.name not in known and _size(run.name) in map(_size, known) for run in runs.runs.values())
     parts = [f"{len(wrong)} averages are NOT as expected ({'; '.join(wrong[:3])})" if wrong else "all as expected",
              f"{equal} equal in every caption"] if compared else []
     parts += [f"{foreign} not comparable (other weights, data or settings)"] if foreign else []
-    return not wrong, f"{compared} runs compared with {path.name}: {', '.join(parts)}" if parts else ""
+    return not wrong, f"{len(compared)} runs compared with {path.name}: {', '.join(parts)}" if parts else ""
 
 
 def _size(name: str) -> str:

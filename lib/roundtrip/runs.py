@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,7 @@ from PIL import Image
 from lib.base import ROOT, UserError, folder_setting
 from lib.data import NAMES, Dataset, Item, load_dataset
 from lib.presets import PRESETS, Preset, load_preset
-from lib.roundtrip import provenance
-from lib.roundtrip.run import BASELINE_COLUMNS, ROW_COLUMNS, Run, plan_run, weights_of
+from lib.roundtrip.run import BASELINE_COLUMNS, ROW_COLUMNS, Run, plan_run, program, weights_of
 from lib.roundtrip.steps import TASKS, safe_part
 
 if TYPE_CHECKING:
@@ -88,19 +87,17 @@ class Runs:
         """The greedy captions of the image task's sources, without the sources that ``rows`` leaves out."""
         return self._table("image", Run.baselines, BASELINE_COLUMNS)
 
-    def _table(self, task: str | None, read: Any, columns: Sequence[str]) -> pd.DataFrame:
-        parts, sources, flagged_rows = [pd.DataFrame(columns=list(columns))], 0, 0
+    def _table(self, task: str | None, read: Callable[[Run], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+        parts, flagged_sources, flagged_rows = [], 0, 0
         for (label, one), run in sorted(self.runs.items(), key=lambda pair: TASKS.index(pair[0][1])):
-            if task not in (None, one):
-                continue
-            rows = run.rows()
-            flagged = rows.loc[rows["flagged"], "item"]
-            sources, flagged_rows = sources + flagged.nunique(), flagged_rows + len(flagged)
-            table = read(run).assign(dataset=label)
-            order = ["item", "candidate"] if "candidate" in table else ["item"]
-            parts.append(table[~table["item"].isin(flagged)].sort_values(order))
-        table = pd.concat(parts[1:] or parts, ignore_index=True)
-        table.attrs |= {"flagged_sources": sources, "flagged_rows": flagged_rows}
+            if task in (None, one):
+                rows, table = run.rows(), read(run).assign(dataset=label)
+                flagged = rows.loc[rows["flagged"], "item"]
+                flagged_sources, flagged_rows = flagged_sources + flagged.nunique(), flagged_rows + len(flagged)
+                order = [name for name in ("item", "candidate") if name in table]
+                parts.append(table[~table["item"].isin(flagged)].sort_values(order))
+        table = pd.concat(parts or [pd.DataFrame(columns=list(columns))], ignore_index=True)
+        table.attrs |= {"flagged_sources": flagged_sources, "flagged_rows": flagged_rows}
         return table
 
     def dataset(self, name: str) -> Dataset:
@@ -124,7 +121,7 @@ class Runs:
         """Where results come from: the program now, and by run what made its rows."""
         kept = ("identity", "made_by", "loaded", "counts", "missing_scores")
         return {"preset": self.preset.name, "seed": self.seed, "n_candidates": self.n_candidates,
-                "program": provenance.collect(), "skipped": list(self.skipped.values()),
+                "program": program(), "skipped": list(self.skipped.values()),
                 "runs": {run.name: {key: run.info().get(key) for key in kept}
                          for run in self.runs.values() if run.finished}}
 
@@ -142,11 +139,12 @@ def open_runs(preset: str = "mini", dataset: str | Sequence[str] = "all", n_sour
             raise UserError(f"{name} = {value!r}: give a whole number, or 0 for the preset's own")
     size = (n_sources or chosen.n_sources, n_candidates or chosen.n_candidates, seed or chosen.seed)
     loaded: dict[str, Dataset] = {}
-    for one in map(load_dataset, _names(dataset, chosen)):
+    names = _names(dataset, chosen)
+    for one in map(load_dataset, names):
         count = sum(other.name == one.name for other in loaded.values())
         loaded[f"{one.name} ({count + 1})" if count else one.name] = one
-    figures = Path(folder_setting("COMPENDIUM_FIGURES", ROOT / "figures")) / _figure_folder(chosen, loaded, *size)
-    runs = Runs(chosen, {}, {}, figures, *size[1:], loaded)
+    figures = Path(folder_setting("COMPENDIUM_FIGURES", ROOT / "figures"))
+    runs = Runs(chosen, {}, {}, figures / _figure_folder(chosen, names, loaded, *size), *size[1:], loaded)
     weights = weights_of(chosen)
     for label, whole in loaded.items():
         for task in TASKS:
@@ -189,15 +187,13 @@ def _unread(preset: Preset, task: str) -> str | None:
     return f"preset {preset.name}: its encoder reads no {kind}, which {task} reconstruction compares"
 
 
-def _figure_folder(preset: Preset, loaded: dict[str, Dataset], n_sources: int, n_candidates: int, seed: int) -> str:
+def _figure_folder(preset: Preset, names: list[str], loaded: dict[str, Dataset], *size: int) -> str:
     """The name of the figure folder: preset, datasets and sizes, as a run's. `figures/mini` is a committed copy."""
-    shipped = (PRESETS / f"{preset.name}.toml").is_file() and load_preset(preset.name) == preset
-    name = safe_part(preset.name)
-    if not shipped:
-        name += f"-{hashlib.sha256(preset.model_dump_json().encode()).hexdigest()[:6]}"
-    addresses = [dataset.address for dataset in loaded.values()]
-    own = [load_dataset(one).address if ":" in one else one for one in preset.datasets]
-    data = "all" if addresses == own else "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", one) for one in loaded)[:60]
-    if any(":" in address for address in addresses):
-        data += f"-{hashlib.sha256(' '.join(addresses).encode()).hexdigest()[:6]}"
-    return f"{name}--{data}--n{n_sources}k{n_candidates}s{seed}"
+    folder = safe_part(preset.name)
+    if not ((PRESETS / f"{preset.name}.toml").is_file() and load_preset(preset.name) == preset):  # a file of the user's
+        folder += f"-{hashlib.sha256(preset.model_dump_json().encode()).hexdigest()[:6]}"
+    data = "all" if names == _names("all", preset) else re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(loaded))[:60]
+    if any(":" in name for name in names):
+        addresses = " ".join(dataset.address for dataset in loaded.values())
+        data += f"-{hashlib.sha256(addresses.encode()).hexdigest()[:6]}"
+    return f"{folder}--{data}--n{size[0]}k{size[1]}s{size[2]}"

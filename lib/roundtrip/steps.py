@@ -59,7 +59,7 @@ class Batch:
     cost: Cost = field(default_factory=Cost)
 
 
-# --- seeds and texts: by name, never by position --------------------------------------------------
+# seeds and texts: by name, never by position
 
 
 def candidate_seeds(purpose: str, dataset: str, items: Sequence[Item], n_candidates: int, seed: int) -> list[list[int]]:
@@ -85,7 +85,7 @@ def safe_part(text: str) -> str:
     return slug if slug == text.lower() else f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
 
 
-# --- the steps ------------------------------------------------------------------------------------
+# the steps
 
 
 def caption_candidates(captioner: Captioner, images: Sequence[Any], seeds: Sequence[Sequence[int]],
@@ -116,26 +116,10 @@ def generate_images(generator: Generator, texts: Sequence[str], seeds: Sequence[
     return Images(*columns), np.array([place[pair] for pair in zip(texts, seeds, strict=True)])
 
 
-def embed(encode: Callable[[Sequence[Any]], np.ndarray], things: Sequence[Any], labels: Sequence[str],
-          used: np.ndarray | bool = True) -> np.ndarray:
-    """Raw embeddings (N, d) of texts or images, by ``encoder.embed_texts`` or ``encoder.embed_images``.
-
-    Raises UserError with the label of the first in use that is zero or not finite: it would be similar to nothing.
-    """
-    vectors = np.asarray(encode(things))
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=-1)
-    bad = np.flatnonzero(used & ~(np.isfinite(norms) & (norms > 0)))
-    if bad.size:
-        raise UserError(f"the embedding of {labels[bad[0]]} is {'zero' if norms[bad[0]] == 0 else 'not finite'}: check "
-                        "that item and the encoder's weights, or use dtype float32")
-    return vectors
-
-
-def embed_texts(encoder: Encoder, texts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+def embed_texts(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     """Raw embeddings (N, d) of texts, each distinct one embedded once."""
-    distinct = {text: label for text, label in zip(reversed(texts), reversed(labels), strict=True)}
-    place = {text: u for u, text in enumerate(distinct)}
-    return embed(encoder.embed_texts, list(distinct), list(distinct.values()))[[place[text] for text in texts]]
+    place = {text: u for u, text in enumerate(dict.fromkeys(texts))}
+    return np.asarray(encoder.embed_texts(list(place)))[[place[text] for text in texts]]
 
 
 def similarities(preset: Preset, sources: np.ndarray, answers: np.ndarray,
@@ -156,18 +140,17 @@ def clip_scores(encoder: Encoder, prompt: str, images: np.ndarray, captions: Seq
 
     images: (S, d) embeddings of the items. The prompt stands before captions and references (Hessel et al. 2021).
     """
-    n, references = len(captions), [(s, text) for s, item in enumerate(items) for text in item.references]
-    owners = [items[s].id for s in [*sources, *(s for s, _ in references)]]
     if not getattr(encoder, "reads_texts", True):
-        return {"clipscore": np.full(n, np.nan), "ref_clipscore": np.full(n, np.nan)}
-    texts = [f"{prompt} {text}".strip() for text in [*captions, *(text for _, text in references)]]
-    vectors = embed_texts(encoder, texts, [f"a caption of item {owner}" for owner in owners])
-    groups = np.split(vectors[n:], np.cumsum([len(item.references) for item in items])[:-1])
-    return {"clipscore": clipscore(images[sources], vectors[:n]),
-            "ref_clipscore": ref_clipscore(images[sources], vectors[:n], [groups[s] for s in sources])}
+        return dict.fromkeys(("clipscore", "ref_clipscore"), np.full(len(captions), np.nan))
+    references = [text for item in items for text in item.references]
+    vectors = embed_texts(encoder, [f"{prompt} {text}".strip() for text in [*captions, *references]])
+    candidates, references = np.split(vectors, [len(captions)])
+    groups = np.split(references, np.cumsum([len(item.references) for item in items])[:-1])
+    return {"clipscore": clipscore(images[sources], candidates),
+            "ref_clipscore": ref_clipscore(images[sources], candidates, [groups[s] for s in sources])}
 
 
-# --- the two round trips --------------------------------------------------------------------------
+# the two round trips
 
 
 def round_trip(task: str, items: Sequence[Item], models: Models, preset: Preset, dataset: str, n_candidates: int,
@@ -189,7 +172,7 @@ def round_trip(task: str, items: Sequence[Item], models: Models, preset: Preset,
 def _image_reconstruction(rows: pd.DataFrame, items: Sequence[Item], models: Models, encoders: list[Encoder],
                           preset: Preset, size: tuple[Any, ...], tick: Tick | None) -> Batch:
     """Image -> K captions -> K images (3.5), and the greedy caption of each source as baseline."""
-    cost, sender, ids = Cost(sources=len(items)), preset.captioner.sender, [f"item {item.id}" for item in items]
+    cost, sender, n = Cost(sources=len(items)), preset.captioner.sender, len(rows)
     source = np.repeat(np.arange(len(items)), size[2])  # (N,) each row's position in items
     with cost.stage("open"):
         images = [item.image() for item in items]
@@ -203,62 +186,48 @@ def _image_reconstruction(rows: pd.DataFrame, items: Sequence[Item], models: Mod
         drawn, index = generate_images(models.generator, captions["text"].tolist(), sum(noise_seeds(preset, *size), []),
                                        preset.generator.batch_size, tick)
     with cost.stage("embed"):
-        own = [embed(encoder.embed_images, images, ids) for encoder in encoders]
-        pairs = [(vectors[source], _embed_drawn(encoder, drawn, index, rows))
+        own = [np.asarray(encoder.embed_images(images)) for encoder in encoders]
+        pairs = [(vectors[source], np.asarray(encoder.embed_images(drawn.pixels))[index])
                  for encoder, vectors in zip(encoders, own, strict=True)]
         clip = clip_scores(models.encoder, preset.encoder.prompt, own[0], [*captions["text"], *greedy["text"]],
                            np.r_[source, np.arange(len(items))], items)
-    close = similarities(preset, *pairs[0], *pairs[1:])
-    close |= {"clip_score": ranking.cosine(*pairs[0]), "clip_score_second": close["similarity_second"]}  # 4.3: the same
-    close |= {name: values[: len(rows)] for name, values in clip.items()}
+    scores = similarities(preset, *pairs[0], *pairs[1:]) | {name: values[:n] for name, values in clip.items()}
+    # 4.3: in this task the CLIP score is the same comparison
+    scores |= {"clip_score": ranking.cosine(*pairs[0]), "clip_score_second": scores["similarity_second"]}
     baselines = rows.loc[rows["candidate"] == 0, ["task", "dataset", "item", "domain"]].reset_index(drop=True).assign(
         kind="greedy", caption=greedy["text"], logprob=greedy["logprob"], n_words=greedy["n_words"],
-        **{name: values[len(rows):] for name, values in clip.items()})
+        **{name: values[n:] for name, values in clip.items()})
     paths, files = _named(rows, drawn, index)
-    rows = rows.assign(seed=sum(seeds, []), message=captions["text"], reconstruction=paths, source_text=None)
     cost.update(captions=len(captions) + len(greedy), images=len(files))
-    return Batch(_finished(rows, captions, drawn, index, close), baselines, files, cost)
+    rows = rows.assign(seed=sum(seeds, []), message=captions["text"], reconstruction=paths, source_text=None)
+    return Batch(_finished(rows, captions, drawn, index, scores), baselines, files, cost)
 
 
 def _text_reconstruction(rows: pd.DataFrame, items: Sequence[Item], models: Models, encoders: list[Encoder],
                          preset: Preset, size: tuple[Any, ...], tick: Tick | None) -> Batch:
     """Text -> K images -> K captions (3.6), and how close the images come to the text's own image (4.3)."""
-    cost, ids = Cost(sources=len(items)), [f"item {item.id}" for item in items]
-    texts, source = [source_text(item, size[0], size[3]) for item in items], np.repeat(np.arange(len(items)), size[2])
-    own = [texts[s] for s in source]
-    seeds = sum(candidate_seeds("noise", *size), [])  # never shared: the images are what is compared
+    cost, source = Cost(sources=len(items)), np.repeat(np.arange(len(items)), size[2])
+    texts = [source_text(items[s], size[0], size[3]) for s in source]
     with cost.stage("generate"):
-        drawn, index = generate_images(models.generator, own, seeds, preset.generator.batch_size, tick)
+        seeds = sum(candidate_seeds("noise", *size), [])  # never shared: the images are what is compared
+        drawn, index = generate_images(models.generator, texts, seeds, preset.generator.batch_size, tick)
     with cost.stage("caption"):
         receiver = [[one] for one in sum(candidate_seeds("receiver", *size), [])]
         captions = caption_candidates(models.captioner, [drawn.pixels[u] for u in index], receiver,
                                       preset.captioner.receiver)
     with cost.stage("embed"):
-        pairs = [(embed_texts(encoder, texts, ids)[source],
-                  embed_texts(encoder, captions["text"].tolist(), _labels(rows))) for encoder in encoders]
-        quality = dict.fromkeys(("clipscore", "ref_clipscore", "clip_score", "clip_score_second"), np.nan)
-        if all(item.path for item in items):
-            originals = [item.image() for item in items]
-            for name, encoder in (("clip_score", models.encoder), ("clip_score_second", models.second_encoder)):
-                if encoder is not None and getattr(encoder, "reads_images", True):
-                    vectors = embed(encoder.embed_images, originals, ids)[source]
-                    quality[name] = ranking.cosine(vectors, _embed_drawn(encoder, drawn, index, rows))
+        pairs = [(embed_texts(encoder, texts), embed_texts(encoder, captions["text"].tolist())) for encoder in encoders]
+        scores = similarities(preset, *pairs[0], *pairs[1:])
+        scores |= dict.fromkeys(("clipscore", "ref_clipscore", "clip_score", "clip_score_second"), np.nan)
+        originals = [item.image() for item in items] if all(item.path for item in items) else []
+        for name, encoder in (("clip_score", models.encoder), ("clip_score_second", models.second_encoder)):
+            if originals and getattr(encoder, "reads_images", encoder is not None):
+                scores[name] = ranking.cosine(np.asarray(encoder.embed_images(originals))[source],
+                                              np.asarray(encoder.embed_images(drawn.pixels))[index])
     paths, files = _named(rows, drawn, index)
-    rows = rows.assign(seed=seeds, message=paths, reconstruction=captions["text"], source_text=own)
     cost.update(captions=len(captions), images=len(files))
-    return Batch(_finished(rows, captions, drawn, index, similarities(preset, *pairs[0], *pairs[1:]) | quality),
-                 pd.DataFrame(), files, cost)
-
-
-def _labels(rows: pd.DataFrame) -> list[str]:
-    """(N,) what messages call the candidates."""
-    return [f"candidate {k} of item {item}" for item, k in zip(rows["item"], rows["candidate"], strict=True)]
-
-
-def _embed_drawn(encoder: Encoder, drawn: Images, index: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
-    """Raw embeddings (N, d) of the rows' images, each distinct one embedded once; nothing is asked of flagged ones."""
-    first = pd.Series(_labels(rows)).groupby(index).first()
-    return embed(encoder.embed_images, drawn.pixels, first.tolist(), ~np.asarray(drawn.flagged, bool))[index]
+    rows = rows.assign(seed=seeds, message=paths, reconstruction=captions["text"], source_text=texts)
+    return Batch(_finished(rows, captions, drawn, index, scores), pd.DataFrame(), files, cost)
 
 
 def _named(rows: pd.DataFrame, drawn: Images, index: np.ndarray) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -271,8 +240,17 @@ def _named(rows: pd.DataFrame, drawn: Images, index: np.ndarray) -> tuple[list[s
 
 def _finished(rows: pd.DataFrame, captions: pd.DataFrame, drawn: Images, index: np.ndarray, scores: Mapping[str, Any]
               ) -> pd.DataFrame:
-    """The rows with all columns; what was computed from a flagged (blackened) image is no measurement, but null."""
+    """The rows with all columns; what was computed from a flagged (blackened) image is no measurement, but null.
+
+    Raises UserError where a similarity is not a number: a zero embedding would be similar to nothing, in silence.
+    """
     flagged, truncated = np.asarray(drawn.flagged, bool)[index], np.asarray(drawn.truncated, bool)[index]
+    for name in ("similarity", "similarity_second", "clip_score", "clip_score_second"):
+        bad = np.flatnonzero(~np.isfinite(scores[name]) & ~flagged) if np.ndim(scores[name]) else []
+        if len(bad):
+            item, k = rows.loc[bad[0], ["item", "candidate"]]
+            raise UserError(f"candidate {k} of item {item}: its {name} is not a number, so an embedding is zero or not "
+                            "finite: check that item and the encoder's weights, or use dtype float32")
     usable = {name: np.where(flagged, np.nan, values) for name, values in scores.items()}
     return rows.assign(logprob=captions["logprob"], n_words=captions["n_words"], flagged=flagged, truncated=truncated,
                        **usable)

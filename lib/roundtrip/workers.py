@@ -180,7 +180,7 @@ def _make_in_processes(shards: Sequence[Shard], workers: int, load: Load, done: 
         tries[shard.index] += 1
         if not isinstance(outcome, str):
             done(outcome)
-            tick(len(shard.items) * shard.n_candidates)
+            tick(shard.n_rows)
         elif again and tries[shard.index] < TRIES:
             print(f"is tried again: {shard}: {outcome}", file=sys.stderr, flush=True)
             return
@@ -265,7 +265,7 @@ def _make_on_ray(shards: Sequence[Shard], workers: int, load: Load, done: Done, 
                     failed[own] = outcome
                 else:
                     done(outcome)
-                    tick(len(shard.items) * shard.n_candidates)
+                    tick(shard.n_rows)
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, (UserError, OSError)) else error from None
     except ray.exceptions.ActorError as error:
