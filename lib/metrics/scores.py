@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
 from pycocoevalcap.rouge.rouge import Rouge
 
 from lib.base import UserError
-from lib.metrics import bleu, spice_official, spice_spacy
+from lib.metrics import bleu, scene_rules, spice_official
 from lib.metrics.bleu import bleu_from_counts
-from lib.metrics.cider import ImageReferences
-from lib.metrics.java import JavaFailed, find_java, tokenize
+from lib.metrics.cider import Frequencies, cider
+from lib.metrics.java import Missing, find_java, tokenize
 from lib.metrics.meteor import shared_meteor
-from lib.metrics.references import References, Tokens
 from lib.metrics.scene_graph import f_score, merge
 
 #: Every caption score and the name that tables and figures give it.
@@ -27,9 +27,39 @@ LABELS: Mapping[str, str] = {
 CAPTION_SCORES: tuple[str, ...] = tuple(LABELS)
 BLEU: tuple[str, ...] = tuple(LABELS.values())[:4]
 
+Tokens = tuple[str, ...]
 
-class Missing(Exception):
-    """A metric cannot be had here; the message is the reason that goes with its nulls."""
+
+@dataclass
+class References:
+    """PTB tokens of reference captions by image, made by :meth:`build`."""
+
+    tokens: dict[str, Tokens]
+    dropped: list[str]  # "image 7: '...'" of each reference without a word
+    borrowed: Frequencies | None = None
+
+    @classmethod
+    def build(cls, references: Mapping[str, Sequence[str]], frequencies: Frequencies | None = None) -> References:
+        """Return the references of {image id: captions}, those without a word dropped and listed in ``dropped``.
+
+        Document frequencies are those of all images given here that have a reference, or another dataset's
+        (``frequencies=other.frequencies``: for a few images of your own). Raises UserError without any image or Java.
+        """
+        if not references:
+            raise UserError("references: there is no image; give {id: [captions]}")
+        for item, captions in references.items():
+            if isinstance(captions, str):
+                raise UserError(f"references of {item!r}: expected a list of captions, not one text")
+        tokens = tokenize(caption for captions in references.values() for caption in captions)
+        said = {caption for caption, words in tokens.items() if any(map(str.isalnum, words))}
+        dropped = [f"image {item}: {c!r}" for item, captions in references.items() for c in captions if c not in said]
+        known = {str(item): tuple(tokens[c] for c in captions if c in said) for item, captions in references.items()}
+        return cls(known, dropped, frequencies)
+
+    @cached_property
+    def frequencies(self) -> Frequencies:
+        """In how many images each n-gram stands."""
+        return self.borrowed or Frequencies.count(filter(None, self.tokens.values()))
 
 
 @dataclass
@@ -37,34 +67,40 @@ class Batch:
     """Captions made ready: distinct (tokens, tokens of the references), and which of them each caption is."""
 
     index: pd.Index
+    items: list[str]
     pairs: list[tuple[str, Tokens]]
     place: np.ndarray  # (N,) into pairs; -1 for a caption that cannot be scored
-    unscored: dict[object, str]  # label of the row -> reason
-    failed: dict[int, str] = field(default_factory=dict)  # place -> why one metric has no value there
+    unscored: dict[int, str]  # row -> reason
+    failed: dict[int, list[str]] = field(default_factory=dict)  # place -> which metrics have no value there and why
     meteor: list[str | None] = field(default_factory=list)  # METEOR's statistics by pair
 
     def spread(self, values: Sequence[float]) -> np.ndarray:
         """Return the values of the pairs as a column of the captions, float64 (N,), NaN where there is none."""
         return np.append(np.asarray(values, np.float64), math.nan)[self.place]
 
+    def fail(self, place: int, metric: str, reason: object) -> None:
+        """Note that a metric has no value for one pair."""
+        words = len(self.pairs[place][0].split())
+        self.failed.setdefault(place, []).append(f"no {metric} for a caption of {words:,} words ({reason})")
+
 
 def _ready(ids: Sequence, captions: Sequence, references: References) -> Batch:
-    index = captions.index if isinstance(captions, pd.Series) else pd.RangeIndex(len(captions))
-    rows = list(zip(index, map(str, ids), captions, strict=True))
+    rows = list(zip(map(str, ids), captions, strict=True))
     unscored = {}
-    for label, item, caption in rows:
+    for row, (item, caption) in enumerate(rows):
         if not isinstance(caption, str):
-            unscored[label] = f"image {item}: the caption is {caption!r}, not a text"
+            unscored[row] = f"image {item}: the caption is {caption!r}, not a text"
         elif not references.tokens.get(item):
             known = "has no reference with a word" if item in references.tokens else "is not among the references"
-            unscored[label] = f"image {item} {known}"
-    tokens = tokenize(caption for label, _, caption in rows if label not in unscored)
+            unscored[row] = f"image {item} {known}"
+    tokens = tokenize(caption for row, (_, caption) in enumerate(rows) if row not in unscored)
     places: dict[tuple[str, Tokens], int] = {}
-    place = [
-        -1 if label in unscored else places.setdefault((tokens[caption], references.tokens[item]), len(places))
-        for label, item, caption in rows
-    ]
-    return Batch(index, list(places), np.array(place, dtype=int), unscored)
+    place = np.full(len(rows), -1)
+    for row, (item, caption) in enumerate(rows):
+        if row not in unscored:
+            place[row] = places.setdefault((tokens[caption], references.tokens[item]), len(places))
+    index = captions.index if isinstance(captions, pd.Series) else pd.RangeIndex(len(rows))
+    return Batch(index, [item for item, _ in rows], list(places), place, unscored)
 
 
 def score_captions(
@@ -73,11 +109,10 @@ def score_captions(
     """Return the scores of each caption against the references of its image: one float64 column for each metric.
 
     An image may come any number of times. Rows are in the given order, with the index of ``captions`` if it is a
-    Series. NaN where there is no score: ``attrs["missing"]`` is {metric: reason} and ``attrs["unscored"]`` {row label:
-    reason}. An empty caption has scores, and they are 0. Raises UserError for an unknown metric or without a Java.
+    Series. NaN where there is no score: ``attrs["missing"]`` is {metric: reason} and ``attrs["unscored"]`` {row number
+    from 0: reason}. An empty caption has scores: 0. Raises UserError for an unknown metric or without a Java.
     """
-    batch = _ready(ids, captions, references)
-    return _table(batch, references, check_metrics(metrics))
+    return _table(_ready(ids, captions, references), references, check_metrics(metrics))
 
 
 def score_corpus(
@@ -116,7 +151,7 @@ def available() -> dict[str, str | None]:
         find_java()
     except UserError as error:
         return dict.fromkeys(CAPTION_SCORES, str(error))
-    return dict.fromkeys(CAPTION_SCORES) | {"spice_spacy": spice_spacy.missing(), "spice": spice_official.missing()}
+    return dict.fromkeys(CAPTION_SCORES) | {"spice_spacy": scene_rules.missing(), "spice": spice_official.missing()}
 
 
 def check_metrics(metrics: Iterable[str]) -> list[str]:
@@ -133,16 +168,20 @@ def _table(batch: Batch, references: References, names: Sequence[str]) -> pd.Dat
     """Return the columns, and in ``attrs`` what has no value and why."""
     if "meteor" in names and batch.pairs:
         shared_meteor()  # loads for some seconds while the others are computed
-    columns, missing = {}, {}
+    here, columns, missing = available(), {}, {}
     for family, scorer in _SCORERS.items():
         wanted = [name for name in family if name in names]
+        reason, found = here[family[0]], {}
         try:
-            found = scorer(batch, references) if wanted and batch.pairs else {}
-        except (Missing, JavaFailed) as reason:
-            found, missing = {}, missing | dict.fromkeys(wanted, str(reason))
+            if wanted and batch.pairs and not reason:
+                found = scorer(batch, references)
+        except Missing as why:
+            reason = str(why)
+        missing |= dict.fromkeys(wanted, reason) if reason else {}
         columns |= {name: batch.spread(found.get(name, np.full(len(batch.pairs), math.nan))) for name in wanted}
     table = pd.DataFrame({name: columns[name] for name in names}, index=batch.index)
-    failed = {label: batch.failed[p] for label, p in zip(batch.index, batch.place, strict=True) if p in batch.failed}
+    failed = {row: f"image {batch.items[row]}: {'; '.join(batch.failed[place])}"
+              for row, place in enumerate(batch.place) if place in batch.failed}  # fmt: skip
     table.attrs.update(missing=missing, unscored=batch.unscored | failed)
     return table
 
@@ -154,9 +193,10 @@ def _bleu(batch: Batch, references: References) -> dict[str, np.ndarray]:
 def _cider(batch: Batch, references: References) -> dict[str, Sequence[float]]:
     if references.frequencies.documents < 2:
         raise Missing("document frequencies need at least two images with references")
-    images = {group: ImageReferences(group, references.frequencies) for _, group in batch.pairs}
-    plain, clipped = zip(*(images[group].score(caption) for caption, group in batch.pairs), strict=True)
-    return {"cider": plain, "cider_d": clipped}
+    vector = references.frequencies.vector
+    kept = lru_cache(10_000)(vector)  # the references of an image serve all its captions
+    found = [cider(vector(caption), [kept(reference) for reference in group]) for caption, group in batch.pairs]
+    return dict(zip(("cider", "cider_d"), zip(*found, strict=True), strict=True))
 
 
 def _rouge(batch: Batch, references: References) -> dict[str, list[float]]:
@@ -173,35 +213,27 @@ def _meteor(batch: Batch, references: References) -> dict[str, list[float]]:
         try:
             batch.meteor[place] = shared_meteor().statistics(caption, group)
             values[place] = shared_meteor().score([batch.meteor[place]])
-        except JavaFailed as failure:
-            batch.failed[place] = f"no METEOR for a caption of {len(caption.split()):,} words: {failure}"
+        except Missing as failure:
+            batch.fail(place, "METEOR", failure)
             shared_meteor().statistics("a", ("a",))  # if it fails at this, it does not work at all
     return {"meteor": values}
 
 
 def _spice_spacy(batch: Batch, references: References) -> dict[str, list[float]]:
-    reason = spice_spacy.missing()
-    if reason:
-        raise Missing(reason)
-    groups = [group for _, group in batch.pairs]
-    graphs = spice_spacy.parse({caption for caption, _ in batch.pairs} | references.new_captions(groups))
-    scenes = references.scenes(groups, graphs)
-    values = []
+    groups = {group for _, group in batch.pairs}
+    graphs = scene_rules.parse({caption for caption, _ in batch.pairs}.union(*groups))
+    scenes = {group: merge(graphs[caption] for caption in group if graphs[caption]) for group in groups}
+    values = [math.nan] * len(batch.pairs)
     for place, (caption, group) in enumerate(batch.pairs):
-        if graphs[caption] is None:
-            batch.failed[place] = f"no SPICE (spaCy) for a caption of {len(caption.split()):,} words: too deep a sentence"
-        values.append(math.nan if graphs[caption] is None else f_score(merge([graphs[caption]]), scenes[group]))
+        if graphs[caption]:
+            values[place] = f_score(merge([graphs[caption]]), scenes[group])
+        else:
+            batch.fail(place, "SPICE (spaCy)", "too deep a sentence")
     return {"spice_spacy": values}
-
-
-def _spice(batch: Batch, references: References) -> dict[str, list[float]]:
-    reason = spice_official.missing()
-    if reason:
-        raise Missing(reason)
-    return {"spice": spice_official.scores(batch.pairs)}
 
 
 _SCORERS: Mapping[tuple[str, ...], Callable[[Batch, References], Mapping[str, Sequence[float]]]] = {
     CAPTION_SCORES[:4]: _bleu, ("cider", "cider_d"): _cider, ("rouge_l",): _rouge, ("spice_spacy",): _spice_spacy,
-    ("spice",): _spice, ("meteor",): _meteor,  # last: its process loads while the others are computed
+    ("spice",): lambda batch, references: {"spice": spice_official.scores(batch.pairs)},
+    ("meteor",): _meteor,  # last: its process loads while the others are computed
 }  # fmt: skip

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib.base import ROOT
-from lib.metrics.java import JARS, OPTIONS, JavaFailed, find_java, java_version
+from lib.metrics.java import JARS, OPTIONS, Missing, find_java, java_version
 
 FOLDER = ROOT / "data" / "models" / "hub" / "corenlp"
 CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -46,7 +46,7 @@ def missing() -> str | None:
 def scores(pairs: Sequence[tuple[str, Sequence[str]]], cache: Path = ROOT / "data" / "cache" / "spice") -> list[float]:
     """Return the scorer's F in [0, 1] of each (caption, references) of PTB tokens, one process for all.
 
-    Parses are kept in ``cache``. Raises JavaFailed if the scorer fails or leaves no readable output.
+    Parses are kept in ``cache``. Raises Missing if the scorer fails or leaves no readable output.
     """
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,7 @@ def scores(pairs: Sequence[tuple[str, Sequence[str]]], cache: Path = ROOT / "dat
         done = subprocess.run(_command(source, target, cache), capture_output=True, text=True, errors="replace")
         if done.returncode or not target.is_file():
             said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise JavaFailed(f"official SPICE ended with status {done.returncode}: {said[0] if said else 'no word'}")
+            raise Missing(f"official SPICE ended with status {done.returncode}: {said[0] if said else 'no word'}")
         return read_scores(target.read_text(encoding="utf-8"), len(pairs))
 
 
@@ -66,7 +66,7 @@ def read_scores(output: str, rows: int) -> list[float]:
         found = {int(one["image_id"]): one["scores"]["All"]["f"] for one in json.loads(output)}
         values = [found[row] for row in range(rows)]
     except (ValueError, KeyError, TypeError) as error:
-        raise JavaFailed(f"official SPICE left an unreadable or incomplete output ({error!r})") from error
+        raise Missing(f"official SPICE left an unreadable or incomplete output ({error!r})") from error
     return [0.0 if value is None or math.isnan(float(value)) else float(value) for value in values]
 
 
@@ -74,14 +74,13 @@ def fetch() -> list[Path]:
     """Return the paths of CoreNLP's two jars, fetched and checked by the archive's hash where they are absent."""
     import pooch
 
-    members = [f"{ARCHIVE}/{jar}" for jar in CORENLP]
     targets = [FOLDER / jar for jar in CORENLP]
     if not all(target.is_file() for target in targets):
-        unzip = pooch.Unzip(members=members, extract_dir=".")
-        files = pooch.retrieve(URL, f"sha1:{SHA1}", f"{ARCHIVE}.zip", FOLDER, unzip, progressbar=True)
-        for file in map(Path, files):
-            file.replace(FOLDER / file.name)
-        (FOLDER / f"{ARCHIVE}.zip").unlink()
+        archive = pooch.retrieve(URL, f"sha1:{SHA1}", f"{ARCHIVE}.zip", FOLDER, progressbar=True)
+        with zipfile.ZipFile(archive) as packed, tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+            for target in targets:
+                Path(packed.extract(f"{ARCHIVE}/{target.name}", folder)).replace(target)
+        Path(archive).unlink()
     return targets
 
 

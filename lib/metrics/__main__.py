@@ -1,0 +1,139 @@
+"""``python -m lib.metrics``: score caption files without a notebook, check the metrics, fetch SPICE's parser."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+
+from lib.base import UserError
+from lib.metrics import CAPTION_SCORES, LABELS, References, score_corpus, spice_official
+from lib.metrics.files import by_number, read_captions, write_table
+from lib.metrics.java import find_java, java_version
+from lib.metrics.scores import check_metrics
+
+EXAMPLE = Path(__file__).with_name("example.json")
+TOLERANCE = 1e-6  # rounding of the example's values
+SCALES = "CIDEr and CIDEr-D are in [0, 10], the others in [0, 1]; papers print them times 100"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 when all went well, 1 when a check failed, 2 on bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (UserError, OSError) as error:  # a file that cannot be written, no connection
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lib.metrics", description="Caption scores, without a notebook.")
+    actions = parser.add_subparsers(required=True)
+    score = actions.add_parser("score", help="score captions against references",
+                               description=f"Both files: COCO results or captions, {{id: caption}}, {{id: [captions]}} "
+                                           f"or CSV (image_id,caption). {SCALES}.")  # fmt: skip
+    score.add_argument("candidates", type=Path, help="an image may come several times")
+    score.add_argument("references", type=Path)
+    score.add_argument("--metrics", default=",".join(CAPTION_SCORES), help="comma-separated; bleu stands for all four")
+    score.add_argument("--document-frequencies", choices=("scored", "file"), default="scored",
+                       help="CIDEr: count over the scored images, as the COCO evaluation does (default), or all of the "
+                            "reference file")  # fmt: skip
+    score.add_argument("--out", type=Path, default=Path("scores.csv"), help="one row a caption, .csv or .json")
+    score.set_defaults(run=_score)
+    check = actions.add_parser("check", help="score a bundled example and compare")
+    check.set_defaults(run=_check)
+    fetch = actions.add_parser("fetch-spice", help="fetch the parser of the official SPICE (400 MB)")
+    fetch.set_defaults(run=_fetch_spice)
+    return parser
+
+
+def _score(options: argparse.Namespace) -> int:
+    """Print a table of corpus scores and notes, and write one row for each caption."""
+    metrics = check_metrics(part.strip() for part in options.metrics.split(",") if part.strip())
+    raw, captions = zip(*read_captions(options.candidates), strict=True)
+    references = _references(options.references)
+    shared = by_number(raw, options.candidates)
+    idle = references.keys() - set(shared.values())
+    if len(idle) == len(references):
+        raise UserError(f"{options.candidates}: none of its {len(raw):,} captions is of an image in "
+                        f"{options.references}; ids are {raw[0]!r} here and {next(iter(references))!r} there")  # fmt: skip
+    left_out = idle if options.document_frequencies == "scored" else ()
+    ready = References.build({item: group for item, group in references.items() if item not in left_out})
+    values, table = score_corpus([shared[item] for item in raw], captions, ready, metrics)
+    _print_values(values, table)
+    if {"cider", "cider_d"} & set(metrics):
+        source = {"scored": "that are scored, as in the COCO evaluation", "file": f"of {options.references}"}
+        count = f"{ready.frequencies.documents:,} images"
+        print(f"document frequencies of CIDEr: the {count} {source[options.document_frequencies]}")
+    if idle:
+        print(f"{len(idle):,} images of {options.references} have no caption to score")
+    _print_some("references have no word and are dropped", ready.dropped)
+    _print_some("captions have no or not every score", list(table.attrs["unscored"].values()))
+    write_table(options.out, raw, captions, table)
+    print(f"wrote {options.out}: {len(table):,} captions")
+    return 0
+
+
+def _references(path: Path) -> dict[str, list[str]]:
+    """Return {shared id: captions} of a reference file."""
+    pairs = read_captions(path)
+    shared = by_number([item for item, _ in pairs], path)
+    references: dict[str, list[str]] = {}
+    for item, caption in pairs:
+        if caption is None:
+            raise UserError(f"{path}: a caption of image {item} is not a text")
+        references.setdefault(shared[item], []).append(caption)
+    return references
+
+
+def _print_values(values: dict[str, float], table: pd.DataFrame) -> None:
+    print(f"{'metric':<15}{'corpus':>9}{'captions':>10}")
+    for name, value in values.items():
+        shown = "-" if math.isnan(value) else f"{value:.4f}"
+        print(f"{LABELS[name]:<15}{shown:>9}{table[name].notna().sum():>10,}")
+    print(SCALES)
+    for name, reason in table.attrs["missing"].items():
+        print(f"{LABELS[name]} is missing: {reason}")
+
+
+def _print_some(what: str, examples: Sequence[str]) -> None:
+    """Print how many there are and the first two, cut to a line."""
+    if examples:
+        shown = "; ".join(text if len(text) <= 200 else f"{text[:200]}..." for text in examples[:2])
+        print(f"{len(examples):,} {what}: {shown}")
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Score the bundled example, print each value and whether it is the expected one; official SPICE may be missing."""
+    example = json.loads(EXAMPLE.read_text(encoding="utf-8"))
+    versions = [f"{name} {metadata.version(name)}" for name in ("pycocoevalcap", "spacy")]
+    print(f"Java {java_version(find_java())} ({find_java()}), {', '.join(versions)}")
+    ids, captions = zip(*example["candidates"].items(), strict=True)
+    values, table = score_corpus(ids, captions, References.build(example["references"]))
+    _print_values(values, table)
+    expected = example["expected"]
+    wrong = [LABELS[name] for name, value in expected.items() if not abs(values[name] - value) <= TOLERANCE]
+    print(f"check failed: {', '.join(wrong)} differ" if wrong else f"check passed: {len(expected)} scores as expected")
+    return 1 if wrong else 0
+
+
+def _fetch_spice(options: argparse.Namespace) -> int:
+    """Fetch CoreNLP's jars and print where they are."""
+    try:
+        print(*spice_official.fetch(), sep="\n")
+    except ValueError as error:  # pooch: another archive than the expected one
+        raise UserError(f"{spice_official.URL}: {error}") from error
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    raise SystemExit(main())
