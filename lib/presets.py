@@ -190,7 +190,7 @@ def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"preset file {path} is its own base: name another one")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"preset file {path} cannot be read: {error}") from error
     _refuse_secrets(data, str(path))
     data.setdefault("name", path.stem)

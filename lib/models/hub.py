@@ -245,7 +245,8 @@ def _fingerprint(model: Wanted) -> str | None:
         size, piece = file.stat().st_size, 1 << 20
         digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
         with file.open("rb") as stream:  # the whole file; of a very large one, 64 samples of a megabyte
-            for start in range(0, size, piece if size <= _SAMPLED_BEYOND else (size - piece) // 63):
+            step = piece if size <= _SAMPLED_BEYOND else (size - piece) // 62
+            for start in (*range(0, size, step), max(0, size - piece)):
                 stream.seek(start)
                 digest.update(stream.read(piece))
     return f"sha256:{digest.hexdigest()}"

@@ -1,97 +1,68 @@
-"""Speed at paper scale with random weights (speed does not depend on them), and where it comes from.
+"""Speed at paper scale with random weights (speed does not depend on them): one table.
 
-    python -m tests.benchmarks.gpu [--out gpu.md] [--models FOLDER] [--sources 4] [--steps 50] [--size 512]
+    python -m tests.benchmarks.gpu [--images 8] [--batches 8 16 32] [--compile] [--out gpu.md]
 
-Three arms do equal work on the same sources: a loop over single images with the libraries' defaults,
-as their pages show it; a strong loop written by hand, in batches and half precision; ours. Each
-source gets K captions of a fixed length, each caption one picture, each picture one embedding. Then
-each lever is measured by itself (``gpu_levers``); the arms' tables are written before that. The peak
-is the fastest large matrix product of the same run and number type; a share of it is (FLOP that the
-work needs / peak) / seconds. FLOP a row are counted by torch; a network's rows are those of the
-leanest arm, so that no arm gains by waste. Out of memory: a smaller ``--batch``.
+Arms, each alone on the device, warmed up with two steps and then timed once:
 
-On a GPU the defaults are the paper's full size; on a CPU everything is small and proves only that
-the script runs.
+- *documented*: the loop that the pages of diffusers and transformers show, one image a call, in the
+  number type of the published files;
+- *ours*: the project's loaders, at several batch sizes; without channels-last memory; compiled.
+
+*Of peak* is (FLOP that one image needs, counted by torch) x images/s over the fastest large matrix product
+of the same run and number type, and over the data sheet's dense number where the card is known. The
+defaults take three to four minutes on an H100. On a CPU everything is small and proves that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import platform
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
-from lib.hardware import pick_device
-from lib.presets import Preset, get_preset
-from lib.provenance import commit, device_name, versions
-from tests.benchmarks import gpu_levers
-from tests.benchmarks.gpu_arms import STAGE_OF, STAGES, Arm, Batched, Clock, Documented, Ours, Work
+from lib.models import load_captioner, load_encoder, load_generator
+from lib.models.device import pick_device
+from lib.presets import Preset, load_preset
 from tests.full_size import build_all
 
-# Floors of the paper's networks, TFLOP a pass of one row (2 x multiply-add), by size of the picture.
-FLOORS = {"denoiser": {256: 0.180, 512: 0.803}, "image decoder": {256: 0.622, 512: 2.515},
-          "images": {256: 0.162, 512: 0.162}, "image encoder": {256: 0.382, 512: 0.382}}
-
-# --- measuring ---------------------------------------------------------------------------------
-
-def peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP a second of the fastest of several large matrix products."""
-    n, repeats = (8192, 20) if device.type == "cuda" else (384, 5)
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    clock, best = Clock(device), 0.0
-    for _ in range(repeats):
-        start = clock.now()
-        a @ b
-        best = max(best, 2 * n**3 / (clock.now() - start))
-    return best
+# Dense half-precision TFLOP/s of data sheets (without sparsity), by a part of the card's name.
+DATA_SHEETS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L4": 121, "T4": 65}
+CAPTION = "a brown dog and two children play with a red ball on the beach beside a small boat"
 
 
 @dataclass(frozen=True)
-class Result:
-    """One arm: median seconds by stage and in all, rows by network of one round, number types."""
+class Row:
+    """One arm's line: what it did, images (or captions) a second, FLOP each needs, its number type."""
 
-    name: str
-    seconds: dict[str, float]
-    total: float
-    rows: dict[str, int]
-    dtypes: dict[str, torch.dtype]
-
-    def share(self, stage: str) -> float:
-        """Part of the whole time; "rest" is what no stage took."""
-        return (self.total - sum(self.seconds.values()) if stage == "rest"
-                else self.seconds[stage]) / self.total
+    stage: str
+    arm: str
+    per_second: float
+    flop: float
+    dtype: torch.dtype
 
 
-@dataclass(frozen=True)
-class Report:
-    """All that was measured."""
+def now(device: torch.device) -> float:
+    """The time, once the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
-    work: Work
-    device: str
-    results: tuple[Result, ...]
-    flop_a_row: dict[str, float]
-    peaks: dict[torch.dtype, float]
-    levers: tuple[Any, ...] = ()
-    profile: str = ""
 
-    def needed(self, stage: str) -> float:
-        """FLOP that a stage needs for all sources: the leanest arm's rows of each network."""
-        return sum(per_row * min(result.rows[name] for result in self.results)
-                   for name, per_row in self.flop_a_row.items() if STAGE_OF[name] == stage)
-
-    def fraction(self, result: Result, stages: Sequence[str] = STAGES) -> float:
-        """Seconds at the peak of the arm's own number types / seconds measured, one stage or all."""
-        ideal = sum(self.needed(stage) / self.peaks[result.dtypes[stage]] for stage in stages)
-        return ideal / (result.total if len(stages) > 1 else result.seconds[stages[0]])
+def timed(device: torch.device, work: Callable[[], Any]) -> float:
+    """Seconds of some work."""
+    start = now(device)
+    work()
+    return now(device) - start
 
 
 def release() -> None:
@@ -101,162 +72,181 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def play_round(arm: Arm, photos: Sequence[Image.Image]) -> tuple[Clock, float]:
-    """One game by one arm: seconds by stage and in all."""
-    clock = Clock(arm.device)
-    start = clock.now()
-    vectors = arm.play(photos, clock)
-    total = clock.now() - start
-    if vectors.shape[0] != len(photos) * arm.work.candidates or not np.isfinite(vectors).all():
-        raise RuntimeError(f"{arm.name}: {vectors.shape} embeddings, or some are not finite")
-    return clock, total
+def flop_of(work: Callable[[], Any]) -> int:
+    """FLOP (2 x multiply-add) of some work of torch."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
-def race(kinds: Sequence[type[Arm]], preset: Preset, work: Work, device: torch.device,
-         rounds: int) -> tuple[list[Result], Arm]:
-    """Let the arms play one after the other, each alone on the device, so that a small card holds it.
+def peak(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP a second of the fastest of several large matrix products."""
+    n, repeats = (8192, 20) if device.type == "cuda" else (384, 5)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return max(2 * n**3 / timed(device, lambda: a @ b) for _ in range(repeats))
 
-    Returns their results, and the last arm with its models.
-    """
-    photos, results = work.photos(), []
-    for kind in kinds:
-        arm = None  # the one before gives its memory back before the next is loaded
+
+# --- the stages ---------------------------------------------------------------------------------
+
+def documented_pipeline(preset: Preset, device: torch.device) -> Any:
+    """Stable Diffusion as its page loads it; the checker is off in every arm."""
+    from diffusers import StableDiffusionPipeline
+
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        preset.generator.id, dtype=dtype, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def image_flop(pipeline: Any, settings: Any) -> float:
+    """FLOP of one image with guidance: a step's cost from two short runs, times the steps."""
+    def draw(steps: int) -> int:
+        return flop_of(lambda: pipeline(CAPTION, num_inference_steps=steps, guidance_scale=settings.guidance,
+                                        height=settings.size, width=settings.size))
+
+    few, more = draw(2), draw(3)
+    return more + (settings.steps - 3) * (more - few)
+
+
+def documented_images(preset: Preset, n: int, device: torch.device) -> tuple[Row, float]:
+    """One image a call, as published; and the FLOP of one image."""
+    pipeline, settings = documented_pipeline(preset, device), preset.generator
+    side = settings.output_size
+
+    def draw(steps: int, seed: int) -> Image.Image:
+        image = pipeline(CAPTION, num_inference_steps=steps, guidance_scale=settings.guidance, height=settings.size,
+                         width=settings.size, generator=torch.Generator(device).manual_seed(seed)).images[0]
+        return image.resize((side, side))
+
+    flop = image_flop(pipeline, settings)
+    draw(2, 0)
+    seconds = timed(device, lambda: [draw(settings.steps, seed) for seed in range(n)])
+    return Row("images", "documented, one a call", n / seconds, flop, pipeline.unet.dtype), flop
+
+
+def our_images(preset: Preset, batch: int, flop: float, device: torch.device, compiling: bool = False,
+               channels_last: bool = True) -> Row:
+    """A batch by the project's generator."""
+    settings = preset.generator.model_copy(update={"batch_size": batch, "compile": compiling})
+    generator = load_generator(settings, str(device))
+    if not channels_last:
+        for network in (generator.pipeline.unet, generator.pipeline.vae):
+            network.to(memory_format=torch.contiguous_format)
+    texts = [CAPTION] * batch
+    generator.settings = settings.model_copy(update={"steps": 2})
+    generator.generate(texts, range(batch))  # warm up: libraries choose their algorithms by trial
+    generator.settings = settings
+    seconds = timed(device, lambda: generator.generate(texts, range(batch)))
+    changes = [f"batch {batch}", *(["compiled"] if compiling else []), *([] if channels_last else ["no channels-last"])]
+    return Row("images", "ours, " + ", ".join(changes), batch / seconds, flop, generator.dtype)
+
+
+def captions(preset: Preset, photos: list[Image.Image], device: torch.device) -> list[Row]:
+    """Ten captions a photo: one call each as published, and ours."""
+    captioner, sender, k = load_captioner(preset.captioner, str(device)), preset.captioner.sender, 10
+    model, processor = captioner.model, captioner.processor
+
+    def documented(photo: Image.Image) -> Any:
+        pixels = processor(images=photo, return_tensors="pt").pixel_values.to(device, captioner.dtype)
+        return model.generate(pixel_values=pixels, do_sample=True, top_p=sender.p, top_k=0,
+                              min_new_tokens=sender.min_tokens, max_new_tokens=sender.max_tokens)
+
+    seeds = [list(range(k))] * len(photos)
+    flop = flop_of(lambda: captioner.caption(photos[:1], seeds[:1])) / k
+    documented(photos[0])
+    captioner.caption(photos, seeds)
+    one = timed(device, lambda: [documented(photos[0]) for _ in range(k)]) / k
+    ours = timed(device, lambda: captioner.caption(photos, seeds)) / (k * len(photos))
+    return [Row("captions", "documented, one a call", 1 / one, flop, captioner.dtype),
+            Row("captions", f"ours, {k} a photo, batch {preset.captioner.batch_size}", 1 / ours, flop, captioner.dtype)]
+
+
+def embeddings(preset: Preset, photos: list[Image.Image], device: torch.device) -> list[Row]:
+    """Image embeddings: one call each, and ours in one batch, preprocessing included."""
+    encoder = load_encoder(preset.encoder, str(device))
+    photos = photos * max(1, preset.encoder.batch_size // len(photos))
+    flop = flop_of(lambda: encoder.embed_images(photos[:1]))
+    encoder.embed_images(photos)
+    one = timed(device, lambda: [encoder.embed_images([photo]) for photo in photos]) / len(photos)
+    ours = timed(device, lambda: encoder.embed_images(photos)) / len(photos)
+    return [Row("embeddings", "one a call", 1 / one, flop, encoder.dtype),
+            Row("embeddings", f"ours, batch {len(photos)}", 1 / ours, flop, encoder.dtype)]
+
+
+def measure(preset: Preset, flags: argparse.Namespace, device: torch.device) -> list[Row]:
+    """All arms, one after the other."""
+    first, flop = documented_images(preset, flags.images, device)
+    rows = [first]
+    middle = flags.batches[len(flags.batches) // 2]
+    arms: list[dict[str, Any]] = [{"batch": batch} for batch in flags.batches]
+    arms.append({"batch": middle, "channels_last": False})
+    arms += [{"batch": middle, "compiling": True}] if flags.compile else []
+    for arm in arms:
         release()
-        arm = kind(preset, work, device)
-        play_round(arm, photos)  # warm up: libraries choose their algorithms by trial
-        before = arm.rows()
-        timed = [play_round(arm, photos) for _ in range(rounds)]
-        clock, total = sorted(timed, key=lambda one: one[1])[rounds // 2]  # the median round, whole
-        rows = {name: (n - before[name]) // rounds for name, n in arm.rows().items()}
-        results.append(Result(arm.name, dict(clock.seconds), total, rows, arm.dtypes))
-        print(f"{arm.name}: {total:.1f} s a round", file=sys.stderr, flush=True)
-    return results, arm
+        rows.append(our_images(preset, flop=flop, device=device, **arm))
+        print(f"{rows[-1].arm}: {rows[-1].per_second:.3g} images/s", file=sys.stderr, flush=True)
+    rng = np.random.default_rng(0)  # what a photo shows does not change the time
+    photos = [Image.fromarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)) for _ in range(4)]
+    for stage in (captions, embeddings):
+        release()
+        rows += stage(preset, photos, device)
+    return rows
 
 
-def prepare(folder: Path, work: Work) -> Preset:
-    """Build the models (or take those of an earlier call) and a preset that asks for this work."""
-    file = folder / "full-size-random.toml"
-    preset = get_preset(file if file.is_file() else build_all(folder, work.width))
-    side = min(preset.generator.output_size, work.size)
-    return replace(
-        preset, captioner=replace(preset.captioner, sender=work.decoding()),
-        generator=replace(preset.generator, steps=work.steps, size=work.size, output_size=side,
-                          batch_size=work.batch, safety_checker=False))
+# --- telling ------------------------------------------------------------------------------------
 
-
-def measure(work: Work, device: torch.device, folder: Path, rounds: int, levers: bool,
-            compiling: bool, tell: Callable[[Report], None]) -> Report:
-    """Everything, as one report; ``tell`` is given the arms' part as soon as it is there."""
-    preset = prepare(folder, work)
-    results, ours = race((Documented, Batched, Ours), preset, work, device, rounds)
-    # A row of each network as ours counts it: all arms run the same networks.
-    flop_a_row = {name: ours.flop()[name] / n for name, n in ours.rows().items() if n}
-    types = {dtype for result in results for dtype in result.dtypes.values()}
-    report = Report(work, device_name() if device.type == "cuda" else str(device), tuple(results),
-                    flop_a_row, {dtype: peak(dtype, device) for dtype in types})
-    tell(report)
-    if levers:
-        report = replace(report, levers=tuple(gpu_levers.measure_levers(ours, rounds, compiling)),
-                         profile=gpu_levers.profile(ours))
-        tell(report)
-    return report
-
-
-# --- telling -----------------------------------------------------------------------------------
-
-def short(dtype: torch.dtype) -> str:
-    """A number type's name."""
-    return str(dtype).removeprefix("torch.")
-
-
-def arm_lines(report: Report) -> list[str]:
-    """The table of the arms; shares of an arm add up to 100 %."""
-    n = report.work.sources
-    lines = ["| arm | stage | number type | s a source | share | sources/s | TFLOP a source | of peak |",
-             "|---|---|---|---|---|---|---|---|"]
-    for result in report.results:
-        for stage in STAGES:
-            seconds, needed = result.seconds[stage], report.needed(stage) / n / 1e12
-            lines.append(f"| {result.name} | {stage} | {short(result.dtypes[stage])} | {seconds / n:.4f} | "
-                         f"{100 * result.share(stage):.1f} % | {n / seconds:.3f} | {needed:.3g} | "
-                         f"{100 * report.fraction(result, [stage]):.1f} % |")
-        lines.append(f"| {result.name} | rest | | {result.share('rest') * result.total / n:.4f} | "
-                     f"{100 * result.share('rest'):.1f} % | | | |")
-        needed = sum(report.needed(stage) for stage in STAGES) / n / 1e12
-        lines.append(f"| {result.name} | **whole game** | | {result.total / n:.4f} | 100.0 % | "
-                     f"{n / result.total:.3f} | {needed:.3g} | {100 * report.fraction(result):.1f} % |")
+def table(rows: Sequence[Row], device: torch.device) -> list[str]:
+    """The table, and the peaks that it uses."""
+    peaks = {dtype: peak(dtype, device) for dtype in {row.dtype for row in rows}}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    sheet = next((value for part, value in DATA_SHEETS.items() if part in name), None)
+    lines = [f"{name}; torch {torch.__version__}; large matrix products in this run: " + ", ".join(
+        f"{str(dtype).removeprefix('torch.')} {value / 1e12:.3g} TFLOP/s" for dtype, value in peaks.items())
+        + (f"; data sheet, dense half precision: {sheet} TFLOP/s" if sheet else ""), "",
+        "| stage | arm | number type | each, ms | a second | TFLOP each | TFLOP/s | of measured peak | of data sheet | "
+        "against the first |", "|---|---|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        first = next(other for other in rows if other.stage == row.stage)
+        rate = row.flop * row.per_second
+        of_sheet = f"{100 * rate / (sheet * 1e12):.1f} %" if sheet and row.dtype.itemsize == 2 else ""
+        lines.append(
+            f"| {row.stage} | {row.arm} | {str(row.dtype).removeprefix('torch.')} | {1000 / row.per_second:.1f} | "
+            f"{row.per_second:.3g} | {row.flop / 1e12:.3g} | {rate / 1e12:.3g} | {100 * rate / peaks[row.dtype]:.1f} % | "
+            f"{of_sheet} | {row.per_second / first.per_second:.2f} x |")
     return lines
 
 
-def work_lines(report: Report) -> list[str]:
-    """What a row costs and how many rows each arm put through each network."""
-    names = [name for name in STAGE_OF if name in report.flop_a_row]
-    arms = " | ".join(f"rows, {result.name}" for result in report.results)
-    lines = [f"| network | TFLOP a row | floor given | {arms} |",
-             "|---|---|---|" + "---|" * len(report.results)]
-    for name in names:
-        floor = FLOORS.get(name, {}).get(report.work.size) if report.work.width == 1 else None
-        lines.append(f"| {name} | {report.flop_a_row[name] / 1e12:.3g} | {floor or ''} | "
-                     + " | ".join(str(result.rows[name]) for result in report.results) + " |")
-    return lines
-
-
-def lever_lines(report: Report) -> list[str]:
-    """Each lever by itself."""
-    lines = ["| lever | stage | without | with | gain |", "|---|---|---|---|---|"]
-    for lever in report.levers:
-        lines.append(f"| {lever.name} | {lever.stage} | {1000 * lever.without:.2f} ms | "
-                     f"{1000 * lever.with_it:.2f} ms | {lever.gain:.2f} times |")
-    return lines
-
-
-def markdown(report: Report) -> str:
-    """The report as a page."""
-    work, made = report.work, versions()
-    peaks = ", ".join(f"{short(dtype)} {value / 1e12:.3g} TFLOP/s" for dtype, value in report.peaks.items())
-    size = "full size" if work.width == 1 else f"{work.width} times narrower than the paper's"
-    parts = [
-        f"# Speed on {report.device}", "",
-        f"Random weights, {size}; {work.sources} sources, {work.candidates} candidates of {work.tokens} "
-        f"tokens, {work.steps} steps at {work.size} px, batches of {work.batch}. torch {made['torch']}, "
-        f"diffusers {made['diffusers']}, transformers {made['transformers']}, Python "
-        f"{platform.python_version()}, commit {(commit()['commit'] or 'unknown')[:7]}.", "",
-        f"Peak of large matrix products in this run: {peaks}. *Of peak*: FLOP that the work needs at that "
-        "peak, over the measured time, each stage against the peak of its own number type.", "",
-        "## Three arms on equal work", "", *arm_lines(report), "", "## The work", "", *work_lines(report), ""]
-    if report.levers:
-        parts += ["## Levers, each by itself, on ours", "", *lever_lines(report), ""]
-    if report.profile:
-        parts += ["## Profile of one batch of pictures, ours", "", "```", report.profile, "```", ""]
-    return "\n".join(parts)
-
-
-def main(arguments: Sequence[str] | None = None) -> Report:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Command line; returns the rows of the table that it prints."""
     device = pick_device()
-    usual = Work.usual(device)
-    for name, value in vars(usual).items():
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"default here: {value}")
-    parser.add_argument("--rounds", type=int, default=3, help="games of each arm")
+    gpu = device.type == "cuda"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=8 if gpu else 1, help="images of the documented loop")
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32] if gpu else [1, 2], help="ours")
+    parser.add_argument("--steps", type=int, default=50 if gpu else 4)
+    parser.add_argument("--size", type=int, default=512 if gpu else 64)
+    parser.add_argument("--width", type=int, default=1 if gpu else 16, help="networks that many times narrower")
+    parser.add_argument("--compile", action="store_true", help="a compiled arm too, which takes minutes more")
     parser.add_argument("--models", type=Path, help="folder of models built before, or to be built")
-    parser.add_argument("--out", type=Path, help="write the tables there too, as markdown")
-    parser.add_argument("--no-levers", action="store_true", help="the three arms only")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=device.type == "cuda",
-                        help="measure compilation too, which takes minutes")
+    parser.add_argument("--out", type=Path, help="write the table there too, as markdown")
     flags = parser.parse_args(arguments)
-    work = Work(**{name: getattr(flags, name) for name in vars(usual)})
-
-    def tell(report: Report) -> None:
-        if flags.out is not None:
-            flags.out.write_text(markdown(report), encoding="utf-8")
-
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(flags.models or temporary).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        report = measure(work, device, folder, flags.rounds, not flags.no_levers, flags.compile, tell)
-    print(markdown(report))
-    return report
+        file = folder / "full-size-random.toml"
+        start = time.perf_counter()
+        with torch.device(device):  # random numbers come faster from a GPU
+            preset = load_preset(file if file.is_file() else build_all(folder, flags.width))
+        print(f"models built in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        preset = preset.model_copy(update={"generator": preset.generator.model_copy(update={
+            "steps": flags.steps, "size": flags.size, "output_size": min(256, flags.size), "safety_checker": False})})
+        rows = measure(preset, flags, device)
+    text = "\n".join(table(rows, device))
+    print(text)
+    if flags.out is not None:
+        flags.out.write_text(text + "\n", encoding="utf-8")
+    return rows
 
 
 if __name__ == "__main__":

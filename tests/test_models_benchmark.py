@@ -1,0 +1,22 @@
+"""The GPU benchmark at a small size on the CPU: it runs and its table is consistent; no time is judged."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks import gpu
+
+
+def test_every_arm_has_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COMPENDIUM_DEVICE", "cpu")
+    rows = gpu.main(["--steps", "3", "--batches", "1", "2", "--out", str(tmp_path / "page.md")])
+    arms = [(row.stage, row.arm.split(",")[0]) for row in rows]
+    assert arms == [("images", "documented"), *[("images", "ours")] * 3, ("captions", "documented"), ("captions", "ours"),
+                    ("embeddings", "one a call"), ("embeddings", "ours")]
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert page.strip() == capsys.readouterr().out.strip() and "nan" not in page and "inf" not in page
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(lines) == len(rows) + 2 and len({line.count("|") for line in lines}) == 1
+    assert all(row.per_second > 0 for row in rows)
+    images = [row.flop for row in rows if row.stage == "images"]
+    assert images[0] > 0 and images == pytest.approx([images[0]] * 4)  # every arm needs the same work
