@@ -8,6 +8,7 @@ lie on one side of zero once in 16 draws, six once in 32.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -112,7 +113,8 @@ def _resampled(values: ArrayLike, statistic: Statistic, seed: int) -> tuple[floa
     columns = np.atleast_2d(np.asarray(values, dtype=np.float64))
     columns = columns[:, np.isfinite(columns).all(axis=0)]
     n = columns.shape[1]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # resamples without a value are dropped below
         estimate = float(statistic(*columns, axis=-1)) if n else np.nan
         if n < 2:
             return estimate, np.empty(0), n
