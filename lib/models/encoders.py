@@ -19,7 +19,10 @@ from lib.presets import EncoderSettings
 
 
 class Encoder:
-    """What every encoder shares: batches, distinct texts once, the check that numbers are finite."""
+    """What every encoder shares: batches, distinct texts once, the check that numbers are finite.
+
+    A subclass embeds one batch, (b, d), in ``_images`` and ``_texts``, or says that it does not read these.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     reads_images: ClassVar[bool] = True
@@ -38,16 +41,18 @@ class Encoder:
             self._load()
 
     def _load(self) -> None:
-        """Set ``self.model`` and whatever prepares its inputs."""
-        raise NotImplementedError
+        """Load what AutoModel and the Auto processors know."""
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-    def _model(self, model_class: Any) -> Any:
-        return load_transformer(model_class, self, self.model_types)
-
-    def _auto_tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        self.model = load_transformer(AutoModel, self, self.model_types)
+        if self.reads_images:
+            self._preprocess = load_processor(AutoImageProcessor, self.folder)
+        if self.reads_texts:
+            self.tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            config = self.model.config.get_text_config()
+            # Texts longer than the position table are cut, whatever the tokenizer's files say.
+            self._longest = min(self.tokenizer.model_max_length, config.max_position_embeddings)
+            check_tokenizer(self.tokenizer, config.vocab_size, self.settings.id)
 
     def embed_images(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
         """Return raw embeddings, float32 (B, d). images: PIL, or uint8 arrays (H, W, 3)."""
@@ -69,19 +74,11 @@ class Encoder:
     def _embed(self, n: int, work: Callable[[slice], torch.Tensor]) -> np.ndarray:
         """Run ``work`` in batches and check the numbers."""
         if n == 0:
-            return np.zeros((0, 0), dtype=np.float32)
+            return np.zeros((0, 0), np.float32)
         with torch.inference_mode():
             result = np.concatenate(self._batches.run(n, lambda rows: work(rows).float().cpu().numpy()))
         finite(result, f"encoder {self.settings.id} in {self.dtype}", 'set dtype = "float32" in the preset')
         return result
-
-    def _images(self, images: list[Image.Image]) -> torch.Tensor:
-        """Embed one batch of images, (b, d)."""
-        raise NotImplementedError
-
-    def _texts(self, texts: list[str]) -> torch.Tensor:
-        """Embed one batch of texts, (b, d)."""
-        raise NotImplementedError
 
 
 class Clip(Encoder):
@@ -95,15 +92,14 @@ class Clip(Encoder):
     def _load(self) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        self.model = self._model(CLIPModel)
-        self.processor = load_processor(CLIPProcessor, self.folder)
-        self.tokenizer = self.processor.tokenizer
-        # Texts longer than the position table are cut, whatever the tokenizer's files say.
+        self.model = load_transformer(CLIPModel, self, self.model_types)
+        processor = load_processor(CLIPProcessor, self.folder)
+        self._preprocess, self.tokenizer = processor.image_processor, processor.tokenizer
         self._longest = self.model.config.text_config.max_position_embeddings
         check_clip_text(self.model.config.text_config, self.tokenizer, self.settings.id)
 
     def _images(self, images: list[Image.Image]) -> torch.Tensor:
-        pixels = self.processor.image_processor(images, return_tensors="pt").pixel_values
+        pixels = self._preprocess(images, return_tensors="pt").pixel_values
         pixels = pixels.to(self.device, self.dtype)
         tower = self.model.get_image_features if self.settings.projected else self.model.vision_model
         return tower(pixel_values=pixels).pooler_output
@@ -120,15 +116,6 @@ class Siglip(Encoder):
     """SigLIP (Zhai et al. 2023) and SigLIP 2: CLIP's towers under a sigmoid loss, no projection."""
 
     model_types = ("siglip", "siglip2")
-
-    def _load(self) -> None:
-        from transformers import AutoImageProcessor, AutoModel
-
-        self.model = self._model(AutoModel)
-        self._preprocess = load_processor(AutoImageProcessor, self.folder)
-        self.tokenizer = self._auto_tokenizer()
-        self._longest = self.model.config.text_config.max_position_embeddings
-        check_tokenizer(self.tokenizer, self.model.config.text_config.vocab_size, self.settings.id)
 
     def _images(self, images: list[Image.Image]) -> torch.Tensor:
         inputs = self._preprocess(images, return_tensors="pt").to(self.device)
@@ -148,12 +135,6 @@ class Dino(Encoder):
     model_types = ("dinov2", "dinov2_with_registers", "dinov3_vit")
     reads_texts = False
 
-    def _load(self) -> None:
-        from transformers import AutoImageProcessor, AutoModel
-
-        self.model = self._model(AutoModel)
-        self._preprocess = load_processor(AutoImageProcessor, self.folder)
-
     def _images(self, images: list[Image.Image]) -> torch.Tensor:
         pixels = self._preprocess(images, return_tensors="pt").pixel_values
         return self.model(pixel_values=pixels.to(self.device, self.dtype)).pooler_output
@@ -165,12 +146,7 @@ class Sentence(Encoder):
     reads_images = False
 
     def _load(self) -> None:
-        from transformers import AutoModel
-
-        self.model = self._model(AutoModel)
-        self.tokenizer = self._auto_tokenizer()
-        self._longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
-        check_tokenizer(self.tokenizer, self.model.config.vocab_size, self.settings.id)
+        super()._load()
         pooling = self.folder / "1_Pooling" / "config.json"
         settings = json.loads(pooling.read_text(encoding="utf-8")) if pooling.is_file() else {}
         self._class_token = bool(settings.get("pooling_mode_cls_token", False))

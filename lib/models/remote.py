@@ -5,7 +5,7 @@ A preset names the class as its adapter and the service in ``options`` (see ``da
 estimate for one call, and ``cap``, above which no call is made; ``request``, fields of the request to change
 ("" leaves one out). Every answer is kept under ``data/cache/api``, keyed by the whole request: a repeated
 run costs nothing and gives the same rows, although such services repeat nothing themselves. For another
-service, subclass ``RemoteCaptioner`` or ``RemoteGenerator`` and write ``request`` and ``parse``.
+service, subclass ``ChatCaptioner`` or ``ImagesGenerator`` and write ``request`` and ``parse``.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ REFUSALS = ("content_policy_violation", "moderation_blocked", "content_filter")
 class PaidCalls:
     """Sends requests at a price: answers from the cache are free, the cap is never passed.
 
-    The ledger (``spent.json`` beside the answers) counts over runs and over processes of one machine;
-    it is written before a call is sent, so that a call that breaks half-way counts as paid.
+    The ledger (``spent.json`` beside the answers) counts over runs and processes, and before a call is sent.
     """
 
     def __init__(self, options: Mapping[str, Any], model_id: str) -> None:
@@ -54,8 +53,6 @@ class PaidCalls:
         self.changes = options.get("request", {})
         if not isinstance(self.changes, Mapping):
             raise UserError(f"model {model_id}: options.request = {self.changes!r} must be a table of fields")
-        if self.price < 0 or self.cap < 0:
-            raise UserError(f"model {model_id}: price and cap must not be negative")
         self.folder = CACHE / hashlib.sha256(f"{self.url}\x1f{model_id}".encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = self.folder  # of the last answer
@@ -127,7 +124,7 @@ def refused(answer: bytes) -> bool:
         return False
 
 
-class RemoteModel:
+class Remote:
     """What a remote captioner and a remote generator share; nothing of them lies on this machine."""
 
     device, dtype, folder = "remote", "unknown", None
@@ -140,8 +137,8 @@ class RemoteModel:
         """Read one answer."""
         raise NotImplementedError
 
-    def _ask(self, request: Mapping[str, Any], seed: int) -> Any:
-        """The parsed answer to a request; the seed tells calls apart, whatever the service does with it."""
+    def ask(self, request: Mapping[str, Any], seed: int) -> Any:
+        """Return the parsed answer to a request; the seed tells calls apart, whatever the service does with it."""
         answer = self.calls.answer(request, str(seed))
         try:
             return self.parse(answer)
@@ -153,46 +150,22 @@ class RemoteModel:
                             f"delete {self.calls.file} to ask again") from error
 
 
-class RemoteCaptioner(RemoteModel):
-    """Base class: write ``request`` (an image to JSON) and ``parse`` (an answer to a Caption)."""
+class ChatCaptioner(Remote):
+    """The chat-completions interface that many services offer, with log-probabilities if given."""
 
     def caption(self, images: Sequence[Image.Image | np.ndarray], seeds: Sequence[Sequence[int]],
                 decoding: Decoding | None = None) -> list[list[Caption]]:
-        """As ``Captioner.caption``."""
+        """As a local captioner's ``caption``."""
         decoding = self.settings.sender if decoding is None else decoding
         if decoding.strategy not in ("nucleus", "greedy"):
             raise UserError(f"captioner {self.settings.id}: a remote model can sample (nucleus) or be greedy, not "
                             f"{decoding.strategy}: change the strategy in the preset")
-        return [[self._ask(self.request(image, seed, decoding), seed)
+        return [[self.ask(self.request(image, seed, decoding), seed)
                  for seed in ([0] * len(row) if decoding.deterministic else row)]
                 for image, row in zip(images, seeds, strict=True)]
 
     def request(self, image: Image.Image | np.ndarray, seed: int, decoding: Decoding) -> dict[str, Any]:
-        """The JSON body that asks for one caption."""
-        raise NotImplementedError
-
-
-class RemoteGenerator(RemoteModel):
-    """Base class: write ``request`` (a text to JSON) and ``parse`` (an answer to a PIL image)."""
-
-    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Images:
-        """As a local generator's; where ``parse`` gives None the service refused, and the image is flagged."""
-        size = (self.settings.output_size,) * 2
-        made = [self._ask(self.request(text, seed), seed) for text, seed in zip(texts, seeds, strict=True)]
-        pixels = [np.zeros((*size, 3), np.uint8) if image is None else np.asarray(
-            image.convert("RGB").resize(size, Image.Resampling.BICUBIC)) for image in made]
-        return Images(np.array(pixels, np.uint8).reshape(-1, *size, 3), np.array([image is None for image in made], bool),
-                      np.zeros(len(made), bool))
-
-    def request(self, text: str, seed: int) -> dict[str, Any]:
-        """The JSON body that asks for one image."""
-        raise NotImplementedError
-
-
-class ChatCaptioner(RemoteCaptioner):
-    """The chat-completions interface that many services offer, with log-probabilities if given."""
-
-    def request(self, image: Image.Image | np.ndarray, seed: int, decoding: Decoding) -> dict[str, Any]:
+        """Return the JSON body that asks for one caption."""
         as_pil(image).save(buffer := io.BytesIO(), format="PNG")
         url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
         content = [{"type": "text", "text": decoding.prompt or "Describe this picture in one short sentence."},
@@ -203,6 +176,7 @@ class ChatCaptioner(RemoteCaptioner):
                 "max_tokens": decoding.max_tokens, "logprobs": True, **sampling}
 
     def parse(self, answer: bytes) -> Caption:
+        """Return the caption of an answer."""
         choice = json.loads(answer)["choices"][0]
         tokens = (choice.get("logprobs") or {}).get("content") or []
         text = " ".join(choice["message"]["content"].split())
@@ -211,14 +185,25 @@ class ChatCaptioner(RemoteCaptioner):
         return Caption(text, float(sum(token["logprob"] for token in tokens)), len(tokens))
 
 
-class ImagesGenerator(RemoteGenerator):
+class ImagesGenerator(Remote):
     """The image-generations interface (DALL-E and others) with base64 answers."""
 
+    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Images:
+        """As a local generator's ``generate``; where ``parse`` gives None the service refused: flagged."""
+        size = (self.settings.output_size,) * 2
+        made = [self.ask(self.request(text, seed), seed) for text, seed in zip(texts, seeds, strict=True)]
+        pixels = [np.zeros((*size, 3), np.uint8) if image is None else np.asarray(
+            image.convert("RGB").resize(size, Image.Resampling.BICUBIC)) for image in made]
+        return Images(np.array(pixels, np.uint8).reshape(-1, *size, 3), np.array([image is None for image in made], bool),
+                      np.zeros(len(made), bool))
+
     def request(self, text: str, seed: int) -> dict[str, Any]:
+        """Return the JSON body that asks for one image."""
         size = f"{self.settings.size}x{self.settings.size}"
         return {"model": self.settings.id, "prompt": text, "n": 1, "size": size, "response_format": "b64_json"}
 
     def parse(self, answer: bytes) -> Image.Image | None:
+        """Return the image of an answer, None where the service refused."""
         if refused(answer):
             return None
         data = json.loads(answer)["data"][0]
