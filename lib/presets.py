@@ -168,10 +168,9 @@ def row_settings(preset: Preset) -> dict[str, Any]:
     Left out: the name, what a run names itself, words for humans, and what rows must not depend on.
     """
     idle = {"batch_size": True, "compile": True, "options": {"price": True, "cap": True}}
-    data = preset.model_dump(mode="json", exclude=dict.fromkeys(
+    return preset.model_dump(mode="json", exclude=dict.fromkeys(
         ("name", "assumed", "datasets", "n_sources", "n_candidates", "seed"), True)
         | dict.fromkeys(("captioner", "generator", "encoder", "second_encoder"), idle))
-    return data
 
 
 def _file_of(name: str, beside: Path | None = None) -> Path:
@@ -197,7 +196,9 @@ def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     base = data.pop("base", None)
     if base is None and path.parent != PRESETS:
         raise UserError(f'preset file {path}: add a line such as base = "mini"')
-    return data if base is None else _override(_merged(_file_of(str(base), path.parent), (*above, path.resolve())), data)
+    if base is None:
+        return data
+    return _override(_merged(_file_of(str(base), path.parent), (*above, path.resolve())), data)
 
 
 def _override(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lib.base import ROOT, UserError
-from lib.models import describe, fetch_models, hub, load_captioner, load_encoder, load_generator, missing_models
-from lib.models import weights_fingerprint
+from lib.models import (
+    describe,
+    fetch_models,
+    hub,
+    load_captioner,
+    load_encoder,
+    load_generator,
+    missing_models,
+    weights_fingerprint,
+)
 from lib.models.convert import convert_blip, fetch_blip
 from lib.presets import CaptionerSettings, Decoding, EncoderSettings, GeneratorSettings, load_preset
 from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
@@ -109,15 +117,15 @@ def test_a_hub_id_that_does_not_exist(cache, monkeypatch, code, revision, said):
 def test_missing_models_and_their_sizes(cache, monkeypatch):
     fast = load_preset("fast")
     assert [name for name, _ in missing_models(fast)] == [
-        "Salesforce/blip-image-captioning-base", "openai/clip-vit-large-patch14", "openai/clip-vit-base-patch32",
+        "Salesforce/blip-image-captioning-large", "openai/clip-vit-large-patch14", "openai/clip-vit-base-patch32",
         "stabilityai/sdxl-turbo"]
-    assert sum(size for _, size in missing_models(fast)) == pytest.approx(10.2e9)
+    assert sum(size for _, size in missing_models(fast)) == pytest.approx(11.1e9)
     assert missing_models(load_preset("mini")) == [] and fetch_models(load_preset("mini")) is None
     assert [name for name, _ in missing_models(load_preset("remote"))][:1] == ["openai/clip-vit-large-patch14"]
     absent = fast.model_copy(update={"encoder": EncoderSettings(id="my/own/encoder")})
     with pytest.raises(UserError, match=f"model folder {ROOT}/my/own/encoder is missing"):
         missing_models(absent)
-    with pytest.raises(UserError, match="is missing .about 1.0 GB.: .*fetch it ahead with ./run_all.sh --fetch"):
+    with pytest.raises(UserError, match="is missing .about 1.9 GB.: .*fetch it ahead with ./run_all.sh --fetch"):
         fetch_models(fast)
 
 
@@ -204,7 +212,7 @@ def test_blip_is_fetched_and_converted_and_captions_the_same(original, cache, tm
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *arguments: None)
     server, url = serve(SimpleHTTPRequestHandler, monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    target = fetch_blip(tmp_path / "models" / "blip", f"{url}/caption.pth", "somebody/words")
+    target = fetch_blip(tmp_path / "models" / "blip", f"{url}/caption.pth", ("somebody/words", None))
     server.shutdown()
     server.server_close()
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8))

@@ -39,10 +39,10 @@ def test_paper_states_what_is_assumed_and_official_differs():
 
 
 def test_published_models_are_pinned_to_a_commit():
-    paper, other = load_preset("paper"), load_preset("sdxl-turbo").generator
-    for settings in (paper.generator, paper.encoder, paper.second_encoder):
+    paper, fast, lcm = (load_preset(name) for name in ("paper", "fast", "lcm"))
+    for settings in (paper.generator, paper.encoder, paper.second_encoder, fast.captioner, fast.generator):
         assert len(settings.revision) == 40
-    assert other.revision is None  # another model does not inherit the base's commit
+    assert lcm.generator.revision is None  # another model does not inherit the base's commit
 
 
 def test_a_file_overrides_single_fields(tmp_path):

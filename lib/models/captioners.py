@@ -26,17 +26,14 @@ UNFILTERED = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 class Captioner:
-    """What every captioner shares: batches, seeds, decoding. A family fills in ``_load`` and ``_rows``.
+    """What every captioner shares: batches, seeds, decoding.
 
-    A subclass sets ``model``, ``processor``, ``_end`` (ids of end tokens) and ``_pad``.
+    A family's ``_load`` sets ``model``, ``processor``, ``_end`` (ids of end tokens) and ``_pad``; its ``_rows``
+    captions a batch of images, ``each`` rows an image, image by image.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     half_on_gpu: ClassVar[bool] = False  # float32 keeps tokens equal under any batch size
-    model: Any
-    processor: Any
-    _end: tuple[int, ...]
-    _pad: int
 
     def __init__(self, settings: CaptionerSettings, device: str | torch.device | None = None) -> None:
         self.settings = settings
@@ -52,13 +49,6 @@ class Captioner:
                             "have: use the model's own tokenizer files")
         for decoding in (settings.sender, settings.receiver):
             self._check_prompt(decoding)
-
-    def _load(self) -> None:
-        """Set the model, its processor and its end tokens."""
-        raise NotImplementedError
-
-    def _model(self, model_class: Any) -> Any:
-        return load_transformer(model_class, self, self.model_types)
 
     @property
     def tokenizer(self) -> Any:
@@ -97,10 +87,6 @@ class Captioner:
         padded = [seed for row in seeds.values() for seed in row + [0] * (each - len(row))]
         made = self._rows([as_pil(images[i]) for i in seeds], padded, each, decoding)
         return [made[n * each + k] for n, row in enumerate(seeds.values()) for k in range(len(row))]
-
-    def _rows(self, images: list[Image.Image], seeds: list[int], each: int, decoding: Decoding) -> list[Caption]:
-        """Caption a batch, ``each`` rows an image, image by image."""
-        raise NotImplementedError
 
     def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
         """Preprocessed images (b, 3, h, w) on the device."""
@@ -170,7 +156,7 @@ class Blip(Captioner):
     def _load(self) -> None:
         from transformers import BlipForConditionalGeneration, BlipProcessor
 
-        self.model = self._model(BlipForConditionalGeneration)
+        self.model = load_transformer(BlipForConditionalGeneration, self)
         self.processor = load_processor(BlipProcessor, self.folder)
         config = self.model.config.text_config
         self._start, self._end, self._pad = config.bos_token_id, (config.sep_token_id,), config.pad_token_id

@@ -20,7 +20,7 @@ from lib.models.loading import load_processor
 
 BLIP_URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/model_large_caption.pth"
 # The same architecture: configuration and tokenizer come from here, its weights (the base ones) are not used.
-BLIP_SAME = "Salesforce/blip-image-captioning-large"
+BLIP_SAME = "Salesforce/blip-image-captioning-large", "353689b859fcf0523410b1806dace5fb46ecdf41"
 # The vision tower's names in the authors' code -> in transformers; text names are the same.
 _NAMES = (
     (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
@@ -33,13 +33,13 @@ _NAMES = (
     (r"^visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision_model.encoder.layers.\1.mlp."))
 
 
-def fetch_blip(target: Path, url: str = BLIP_URL, same: str = BLIP_SAME) -> Path:
+def fetch_blip(target: Path, url: str = BLIP_URL, same: tuple[str, str | None] = BLIP_SAME) -> Path:
     """Fetch and convert the checkpoint; return the folder that the ``blip`` adapter loads."""
     from huggingface_hub import snapshot_download
 
     target.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = Path(pooch.retrieve(url, None, path=target.parent, fname=Path(url).name, progressbar=True))
-    small = Path(snapshot_download(same, allow_patterns=list(SMALL_FILES)))
+    small = Path(snapshot_download(same[0], revision=same[1], allow_patterns=list(SMALL_FILES)))
     convert_blip(checkpoint, small, target, {"source": url, "revision": pooch.file_hash(str(checkpoint))})
     checkpoint.unlink()
     return target
@@ -60,9 +60,11 @@ def convert_blip(checkpoint: Path, small: Path, target: Path, source: Mapping[st
                         ) from error
     model = BlipForConditionalGeneration(BlipConfig.from_pretrained(small))
     try:
-        missing, unexpected = model.load_state_dict({_name(name): tensor for name, tensor in saved.items()}, strict=False)
+        state = {_name(name): tensor for name, tensor in saved.items()}
+        missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise UserError(f"checkpoint {checkpoint} is no BLIP caption checkpoint of this size: {str(error)[:200]}") from error
+        raise UserError(f"checkpoint {checkpoint} is no BLIP caption checkpoint of this size: {str(error)[:200]}"
+                        ) from error
     # The text encoder of other BLIP tasks may ride along; nothing of the captioner may be absent.
     unexpected = [name for name in unexpected if name.startswith(("vision_model.", "text_decoder."))
                   and not name.endswith("position_ids")]

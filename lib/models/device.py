@@ -16,7 +16,7 @@ from lib.base import UserError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 # How torch, cuBLAS, cuDNN and Metal say that memory ran out.
-_SHORTAGE = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed", "invalid buffer size")
+_SHORTAGE = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "invalid buffer size")
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:

@@ -44,7 +44,7 @@ class Encoder:
         """Load what AutoModel and the Auto processors know."""
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        self.model = load_transformer(AutoModel, self, self.model_types)
+        self.model = load_transformer(AutoModel, self)
         if self.reads_images:
             self._preprocess = load_processor(AutoImageProcessor, self.folder)
         if self.reads_texts:
@@ -92,7 +92,7 @@ class Clip(Encoder):
     def _load(self) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        self.model = load_transformer(CLIPModel, self, self.model_types)
+        self.model = load_transformer(CLIPModel, self)
         processor = load_processor(CLIPProcessor, self.folder)
         self._preprocess, self.tokenizer = processor.image_processor, processor.tokenizer
         self._longest = self.model.config.text_config.max_position_embeddings

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lib.base import UserError
 from lib.models.captioners import Captioner
-from lib.models.loading import check_end_token, load_processor
+from lib.models.loading import check_end_token, load_processor, load_transformer
 from lib.models.types import Caption
 from lib.presets import Decoding
 
@@ -37,7 +37,7 @@ class Blip2(Captioner):
     def _load(self) -> None:
         from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
-        self.model = self._model(Blip2ForConditionalGeneration)
+        self.model = load_transformer(Blip2ForConditionalGeneration, self)
         self.processor = load_processor(Blip2Processor, self.folder)
         own = self.tokenizer
         self._end = end_tokens(self.model.generation_config, self.model.language_model.generation_config) or (
@@ -66,7 +66,7 @@ class Chat(Captioner):
     def _load(self) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.model = self._model(AutoModelForImageTextToText)
+        self.model = load_transformer(AutoModelForImageTextToText, self)
         self.processor = load_processor(AutoProcessor, self.folder)
         if not getattr(self.processor, "chat_template", None) and not self.tokenizer.chat_template:
             raise UserError(f"captioner {self.settings.id} has no chat template: use another adapter")
@@ -94,7 +94,7 @@ class Florence2(Captioner):
     def _load(self) -> None:
         from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
-        self.model = self._model(Florence2ForConditionalGeneration)
+        self.model = load_transformer(Florence2ForConditionalGeneration, self)
         self.processor = load_processor(Florence2Processor, self.folder)
         text = self.model.config.text_config
         start = self.model.generation_config.decoder_start_token_id
@@ -121,7 +121,7 @@ class Git(Captioner):
     def _load(self) -> None:
         from transformers import GitForCausalLM, GitProcessor
 
-        self.model = self._model(GitForCausalLM)
+        self.model = load_transformer(GitForCausalLM, self)
         self.processor = load_processor(GitProcessor, self.folder)
         self._end, self._pad = (self.tokenizer.sep_token_id,), self.tokenizer.pad_token_id
 

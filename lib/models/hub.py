@@ -25,7 +25,7 @@ HINT = "--preset mini needs no download"
 APPROXIMATE_GB = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": 5.5, "stabilityai/sdxl-turbo": 6.9,
     "openai/clip-vit-large-patch14": 1.7, "openai/clip-vit-base-patch32": 0.6, BLIP_FOLDER: 1.9,
-    "Salesforce/blip-image-captioning-base": 1.0, "Salesforce/blip-image-captioning-large": 1.9}
+    "Salesforce/blip-image-captioning-large": 1.9}
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _SHARD = "-?????-of-?????"
 _SAMPLED_BEYOND = 64 << 20  # bytes: of larger files the fingerprint reads samples
@@ -142,13 +142,12 @@ def _fetch(model: Wanted) -> Path:
         log.warning("fetching %s from the hub%s", model.id, _size(model.id))
         folder = Path(model.snapshot())
     except Exception as error:  # the client raises many kinds; all mean: not fetched
-        said = (str(error).strip().splitlines() or ["no message"])[0][:160]
-        reason = {"GatedRepoError": "accept its terms on the hub and set HF_TOKEN",
-                  "RepositoryNotFoundError": "neither the hub (unless it is private) nor this machine has it, check the "
-                                             "id in the preset",
-                  "RevisionNotFoundError": f"it has no revision {model.revision}, check the preset",
-                  }.get(type(error).__name__, f"{said}; fetch it ahead with ./run_all.sh --fetch --preset PRESET on a "
-                                              "connected machine, or give a local folder as its id")
+        reason = {
+            "GatedRepoError": "accept its terms on the hub and set HF_TOKEN",
+            "RepositoryNotFoundError": "neither the hub (unless it is private) nor this machine has it, check the id",
+            "RevisionNotFoundError": f"it has no revision {model.revision}, check the preset"}.get(
+            type(error).__name__, f"{(str(error).strip().splitlines() or [''])[0][:160]}; fetch it ahead with "
+            "./run_all.sh --fetch --preset PRESET on a connected machine, or give a local folder as its id")
         raise UserError(f"model {model.id} is missing{_size(model.id)}: {reason}; {HINT}") from error
     if not _complete(folder, model):
         raise UserError(f"model {model.id} lacks *.safetensors of some of its parts: set variant in the preset if it "

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ def quiet() -> Iterator[None]:
     import diffusers.utils.logging as of_diffusers
     import transformers.utils.logging as of_transformers
 
-    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled())
-              for library in (of_diffusers, of_transformers)]
+    before = [(of, of.get_verbosity(), of.is_progress_bar_enabled()) for of in (of_diffusers, of_transformers)]
     for library, _, _ in before:
         library.set_verbosity_error()
         library.disable_progress_bar()
@@ -45,28 +44,25 @@ def loading(model_id: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # OSError, KeyError, RuntimeError, SafetensorError ...
-        said = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+        said = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
+        remedy = "check its files and the preset's adapter"
         if is_out_of_memory(error):
-            raise UserError(f"model {model_id} does not fit into the device's memory ({said}): end other programs on "
-                            "it, set a half-precision dtype, or choose a device with COMPENDIUM_DEVICE") from error
-        if "tiktoken" in str(error) or "sentencepiece" in str(error).lower():
-            raise UserError(f"model {model_id} has a tokenizer that needs the package sentencepiece: "
-                            "pip install sentencepiece") from error
-        raise UserError(f"model {model_id} cannot be loaded ({said}): check its files and the preset's adapter"
-                        ) from error
+            remedy = "out of memory, set a half-precision dtype or choose another device with COMPENDIUM_DEVICE"
+        elif "tiktoken" in str(error) or "sentencepiece" in str(error).lower():
+            remedy = "its tokenizer needs the package sentencepiece: pip install sentencepiece"
+        raise UserError(f"model {model_id} cannot be loaded ({said}): {remedy}") from error
 
 
-def load_transformer(model_class: Any, model: Any, model_types: Sequence[str] = ()) -> Any:
+def load_transformer(model_class: Any, model: Any) -> Any:
     """Return the weights in ``model.folder`` as a transformers class, for inference.
 
-    model: who loads (settings, folder, dtype, device). model_types: accepted ``config.model_type`` values.
-    Raises UserError for another architecture and for missing weights.
+    Raises UserError for an architecture that is not among ``model.model_types``, and for missing weights.
     """
     settings, folder = model.settings, model.folder
     found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if model_types and found not in model_types:
-        raise UserError(f"model {settings.id} is of type {found!r}, its adapter needs {' or '.join(model_types)}: "
-                        "change the adapter or the id in the preset")
+    if model.model_types and found not in model.model_types:
+        raise UserError(f"model {settings.id} is of type {found!r}, its adapter needs "
+                        f"{' or '.join(model.model_types)}: change the adapter or the id in the preset")
     extra = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
     loaded, info = model_class.from_pretrained(
         folder, dtype=model.dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False,
@@ -77,10 +73,9 @@ def load_transformer(model_class: Any, model: Any, model_types: Sequence[str] = 
     return loaded.to(model.device).eval().requires_grad_(False)
 
 
-def load_processor(processor_class: Any, folder: Path, **options: Any) -> Any:
+def load_processor(processor_class: Any, folder: Path) -> Any:
     """Return a processor or image processor; the PIL backend gives the same pixels on every machine."""
-    return processor_class.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False,
-                                           **options)
+    return processor_class.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
 
 
 def check_tokenizer(tokenizer: Any, n_embeddings: int, model_id: str) -> None:
@@ -93,35 +88,30 @@ def check_tokenizer(tokenizer: Any, n_embeddings: int, model_id: str) -> None:
     if highest >= n_embeddings:
         raise UserError(f"model {model_id} embeds {n_embeddings} tokens, its tokenizer has {token!r} as number "
                         f"{highest}: it belongs to another model, use the model's own tokenizer files")
-    if not _reaches_words(tokenizer, vocabulary):
+    # At least one of many whole words must come back as its own token.
+    whole = (match for token in vocabulary if (match := re.fullmatch(r"([▁Ġ]?)([a-z]{3,})(</w>)?", token)))
+    tried = list(itertools.islice(whole, 500))
+    if tried and not any(tokenizer.tokenize((" " if m[1] == "Ġ" else "") + m[2]) == [m[0]] for m in tried):
         raise UserError(f"model {model_id} has a tokenizer that never uses the words of its vocabulary: add its "
                         "merges.txt or tokenizer.json")
 
 
-def _reaches_words(tokenizer: Any, vocabulary: dict[str, int]) -> bool:
-    """Whether at least one of many whole words of a vocabulary comes back as its own token."""
-    whole = (match for token in vocabulary if (match := re.fullmatch(r"([▁Ġ]?)([a-z]{3,})(</w>)?", token)))
-    tried = list(itertools.islice(whole, 500))
-    return not tried or any(tokenizer.tokenize((" " if m[1] == "Ġ" else "") + m[2]) == [m[0]] for m in tried)
-
-
 def check_end_token(used: int | None, tokenizer: Any, model_id: str, name: str = "eos_token_id") -> None:
     """Raise UserError where a model's end token is not its tokenizer's."""
-    own = getattr(tokenizer, name)
-    if used != own:
-        raise UserError(f"model {model_id} takes token {used} for the end of a text, its tokenizer's is {own}: "
-                        f"set {name} in its config.json, or use the model's own tokenizer files")
+    if used != getattr(tokenizer, name):
+        raise UserError(f"model {model_id} takes token {used} for the end of a text, its tokenizer's is "
+                        f"{getattr(tokenizer, name)}: set {name} in its config.json, or use the model's own tokenizer")
 
 
 def check_clip_text(config: Any, tokenizer: Any, model_id: str) -> None:
     """Raise UserError where a CLIP text tower and its tokenizer do not fit."""
     check_tokenizer(tokenizer, config.vocab_size, model_id)
     # Where old configurations state 2, transformers takes the token with the highest number in a text.
-    legacy = config.eos_token_id == 2
-    check_end_token(max(tokenizer.get_vocab().values()) if legacy else config.eos_token_id, tokenizer, model_id)
+    old = config.eos_token_id == 2
+    check_end_token(max(tokenizer.get_vocab().values()) if old else config.eos_token_id, tokenizer, model_id)
 
 
-def finite(values: torch.Tensor | Any, what: str, remedy: str) -> None:
+def finite(values: Any, what: str, remedy: str) -> None:
     """Raise UserError where a model overflowed: it must not pass for one that works badly."""
     if not bool(torch.isfinite(torch.as_tensor(values)).all()):
         raise UserError(f"{what} gave numbers that are not finite: {remedy}")

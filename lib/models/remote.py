@@ -146,8 +146,8 @@ class Remote:
             if refused(answer):
                 raise UserError(f"{self.calls.url} forbids an image or a text by its rules ({answer[:120]!r}): leave "
                                 "it out of the dataset, or choose another model") from error
-            raise UserError(f"{self.calls.url} gave an answer that {type(self).__name__} cannot read: {answer[:120]!r}; "
-                            f"delete {self.calls.file} to ask again") from error
+            raise UserError(f"{self.calls.url} gave an answer that {type(self).__name__} cannot read: "
+                            f"{answer[:120]!r}; delete {self.calls.file} to ask again") from error
 
 
 class ChatCaptioner(Remote):
@@ -194,8 +194,8 @@ class ImagesGenerator(Remote):
         made = [self.ask(self.request(text, seed), seed) for text, seed in zip(texts, seeds, strict=True)]
         pixels = [np.zeros((*size, 3), np.uint8) if image is None else np.asarray(
             image.convert("RGB").resize(size, Image.Resampling.BICUBIC)) for image in made]
-        return Images(np.array(pixels, np.uint8).reshape(-1, *size, 3), np.array([image is None for image in made], bool),
-                      np.zeros(len(made), bool))
+        flagged = np.array([image is None for image in made], dtype=bool)
+        return Images(np.array(pixels, np.uint8).reshape(-1, *size, 3), flagged, np.zeros(len(made), bool))
 
     def request(self, text: str, seed: int) -> dict[str, Any]:
         """Return the JSON body that asks for one image."""

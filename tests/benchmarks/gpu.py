@@ -214,8 +214,8 @@ def table(rows: Sequence[Row], device: torch.device) -> list[str]:
         of_sheet = f"{100 * rate / (sheet * 1e12):.1f} %" if sheet and row.dtype.itemsize == 2 else ""
         lines.append(
             f"| {row.stage} | {row.arm} | {str(row.dtype).removeprefix('torch.')} | {1000 / row.per_second:.1f} | "
-            f"{row.per_second:.3g} | {row.flop / 1e12:.3g} | {rate / 1e12:.3g} | {100 * rate / peaks[row.dtype]:.1f} % | "
-            f"{of_sheet} | {row.per_second / first.per_second:.2f} x |")
+            f"{row.per_second:.3g} | {row.flop / 1e12:.3g} | {rate / 1e12:.3g} | "
+            f"{100 * rate / peaks[row.dtype]:.1f} % | {of_sheet} | {row.per_second / first.per_second:.2f} x |")
     return lines
 
 
