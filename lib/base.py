@@ -55,7 +55,11 @@ def write_atomic(path: Path | UPath, data: bytes | str) -> None:
     """Write a file so that readers see the old content, the new one or none, never a part of it."""
     data = data.encode("utf-8") if isinstance(data, str) else data
     if not isinstance(path, Path) and path.protocol not in ("", "file"):
-        path.write_bytes(data)  # an object appears in a store when its upload is complete
+        try:
+            path.write_bytes(data)  # an object appears in a store when its upload is complete
+        except FileNotFoundError:  # a store that has folders
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

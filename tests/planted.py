@@ -5,8 +5,8 @@ For tests of notebooks (COMPENDIUM_RUNS is a folder of the test's own, see ``con
     runs = planted.write(effect=0.3, n_sources=24)     # preset mini, both datasets, both tasks
     # execute a notebook with N_SOURCES=24; its rows are these
 
-``write(dataset=..., n_candidates=..., seed=..., preset=...)`` takes what ``open_runs`` takes; ``change(rows)`` may alter
-the rows of each run before they are written (flag images, drop scores, ...). Every source is a real item of its
+``write(dataset=..., n_candidates=..., seed=..., preset=...)`` takes what ``open_runs`` takes; ``change(rows)`` may
+alter the rows of each run before they are written (flag images, drop scores, ...). Every source is a real item of its
 dataset; captions and images are made up. What is planted:
 
 - ``effect``: how much the primary score (``cider`` in the image task, ``clip_score`` in the text task) rises with the
@@ -53,8 +53,9 @@ def write_run(run: Run, effect: float = 0.3, change: Callable[[pd.DataFrame], pd
     rows = planted_rows(effect, len(scenes), run.n_candidates, run.task, run.dataset.name, run.seed, scenes, domains)
     rows = rows.assign(run=run.name)
     rows = rows if change is None else change(rows)
-    flagged, empty = rows.loc[rows["flagged"], "item"], pd.DataFrame(columns=list(BASELINE_COLUMNS))
-    write_table(run.folder / "baselines.parquet", planted_greedy(rows) if run.task == "image" else empty, BASELINE_COLUMNS)
+    flagged = rows.loc[rows["flagged"], "item"]
+    greedy = planted_greedy(rows) if run.task == "image" else pd.DataFrame()
+    write_table(run.folder / "baselines.parquet", greedy, BASELINE_COLUMNS)
     write_table(run.folder / "rows.parquet", rows, ROW_COLUMNS)
     for item, scene in scenes.items():
         path = run.folder / "images" / safe_part(item) / "0.png"
@@ -65,8 +66,8 @@ def write_run(run: Run, effect: float = 0.3, change: Callable[[pd.DataFrame], pd
         "seed": run.seed, "identity": run.identity, "made_by": {"commit": None}, "loaded": {},
         "counts": {"rows": len(rows), "flagged": len(flagged), "flagged_sources": flagged.nunique(),
                    "truncated_prompts": int(rows["truncated"].sum())}, "missing_scores": MISSING})
-    write_json(run.folder / "cost.json", {"sources": len(scenes), "captions": len(rows), "images": len(rows), "wall": 12.5,
-                                          "seconds: caption": 2.5, "seconds: generate": 10.0})
+    counted = {"sources": len(scenes), "captions": len(rows), "images": len(rows)}
+    write_json(run.folder / "cost.json", counted | {"wall": 12.5, "seconds: caption": 2.5, "seconds: generate": 10.0})
 
 
 def _scene(thing: str, colour: str, place: str, accessory: str | None = None, **more: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def affinity(colour: np.ndarray) -> np.ndarray:
 
 
 class ColourCaptioner:
-    """Says which colour it sees; sampling follows the affinities, greedy takes the best. pause: seconds a call takes."""
+    """Says which colour it sees; sampling follows the affinities, greedy takes the best. pause: seconds a call."""
 
     def __init__(self, pause: float = 0.0) -> None:
         self.seen, self.pause = 0, pause
@@ -120,7 +120,7 @@ def paint(folder: Path, n: int, captions: bool = False, odd: int | None = None) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(n):
-        base = np.array(COLOURS[NAMES[i % 6]]) * (1 - i / 30)
+        base = np.array(COLOURS[NAMES[i % 6]]) * (1 - i % 29 / 30)
         noise = np.random.default_rng(i).normal(0, 30, (9, 9, 3) if i == odd else (8, 8, 3))
         Image.fromarray(np.clip(base + noise, 0, 255).astype(np.uint8)).save(folder / f"{i:02d}.png")
     if captions:

@@ -36,13 +36,15 @@ def quick_scores(monkeypatch):
     """Scores that need no Java: every metric is the number of words; METEOR is missing."""
 
     def score(ids, captions, references):
-        table = pd.DataFrame({name: [len(c.split()) for c in captions] for name in run_module.CAPTION_SCORES}, dtype=float)
+        words = [float(len(caption.split())) for caption in captions]
+        table = pd.DataFrame(dict.fromkeys(run_module.CAPTION_SCORES, words))
         table["meteor"] = np.nan
         table.attrs["missing"] = {"meteor": "no Java"}
         return table
 
     monkeypatch.setattr(run_module.metrics, "score_captions", score)
-    monkeypatch.setattr(run_module.metrics, "available", lambda: dict.fromkeys(run_module.CAPTION_SCORES) | {"meteor": "no Java"})
+    known = dict.fromkeys(run_module.CAPTION_SCORES) | {"meteor": "no Java"}
+    monkeypatch.setattr(run_module.metrics, "available", lambda: known)
     monkeypatch.setattr(run_module.metrics.References, "build", lambda references: references)
 
 
@@ -138,7 +140,8 @@ def test_encoders_of_one_kind(captioned):
     images_only.reads_texts, texts_only.reads_images = False, False
     rows = made(captioned, models=dataclasses.replace(stand_ins(), encoder=images_only, second_encoder=texts_only)).rows
     assert rows["similarity"].notna().all() and rows[["clipscore", "similarity_second"]].isna().all(axis=None)
-    rows = made(captioned, "text", dataclasses.replace(stand_ins(), encoder=texts_only, second_encoder=images_only)).rows
+    other = dataclasses.replace(stand_ins(), encoder=texts_only, second_encoder=images_only)
+    rows = made(captioned, "text", other).rows
     assert rows["similarity"].notna().all() and rows["clip_score_second"].notna().all()
     assert rows[["clip_score", "similarity_second"]].isna().all(axis=None)
     with pytest.raises(UserError, match="its encoder reads no texts, which text reconstruction compares"):
@@ -242,7 +245,7 @@ def test_all_unreadable_images_are_named_before_any_model_runs(tmp_path):
 
 
 @pytest.mark.parametrize(("options", "reason"), [
-    ({"workers": 0}, "WORKERS = 0"), ({"workers": "two"}, "WORKERS = 'two'"), ({"engine": "slurm"}, "choose local or ray")])
+    ({"workers": 0}, "WORKERS = 0"), ({"workers": "two"}, "WORKERS = 'two'"), ({"engine": "slurm"}, "local or ray")])
 def test_bad_options(bare, tmp_path, options, reason):
     with pytest.raises(UserError, match=reason):
         executed(bare, tmp_path, **options)

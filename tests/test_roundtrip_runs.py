@@ -45,7 +45,7 @@ def test_the_name_follows_what_changes_rows_and_nothing_else(folder):
     assert own.startswith("mini--images--image--n6k4s0--") and own == plan(folder).name
     captioner, generator = preset().captioner, preset().generator
     idle = preset(captioner=captioner.model_copy(update={"batch_size": 3, "revision": "2"}),
-                  generator=generator.model_copy(update={"compile": True, "lora_revision": "3"}), n_sources=7, assumed={})
+                  generator=generator.model_copy(update={"compile": True, "lora_revision": "3"}), n_sources=7)
     assert plan(folder, settings=idle).name == own
     sender = captioner.sender.model_copy(update={"p": 0.8})
     others = [plan(folder, settings=preset(captioner=captioner.model_copy(update={"sender": sender}))),
@@ -142,7 +142,8 @@ def test_reading_rows_does_not_import_torch():
 
 @pytest.mark.parametrize(("given", "reason"), [
     ({"preset": "maxi"}, "unknown preset"), ({"dataset": "cocoa"}, "unknown dataset"),
-    ({"n_sources": -1}, "N_SOURCES = -1"), ({"n_candidates": "5"}, "N_CANDIDATES = '5'"), ({"seed": 0.5}, "SEED = 0.5")])
+    ({"n_sources": -1}, "N_SOURCES = -1"), ({"n_candidates": "5"}, "N_CANDIDATES = '5'"),
+    ({"seed": 0.5}, "SEED = 0.5")])
 def test_bad_parameters_are_one_line(given, reason):
     with pytest.raises(UserError, match=reason):
         open_runs(**{"preset": "mini"} | given)
@@ -260,8 +261,9 @@ def altered(done, **columns):
     """The check of a batch that was made again and came out otherwise."""
     shard = dataclasses.replace(done.shards()[0])
     batch = shard.make(stand_ins())
-    rows = batch.rows.assign(**{name: change(batch.rows[name]) for name, change in columns.items() if name in batch.rows})
-    images = {name: columns["images"](pixels) if "images" in columns else pixels for name, pixels in batch.images.items()}
+    blur = columns.pop("images", lambda pixels: pixels)
+    rows = batch.rows.assign(**{name: change(batch.rows[name]) for name, change in columns.items()})
+    images = {name: blur(pixels) for name, pixels in batch.images.items()}
     table = check.compare(done, dataclasses.replace(batch, rows=rows, images=images))
     return table.loc[~table["holds"], "check"].tolist()
 

@@ -63,8 +63,9 @@ def compare(run: Run, again: Batch) -> pd.DataFrame:
                   both.loc[top != top_kept, "item"].nunique(), max(1, FLIPS * sources))}
     for name, allowed in (TOLERANCES | {"logprob": LOGPROB[run.task]}).items():
         if name == "pixels":  # an image follows its caption in image reconstruction and precedes it in the other
-            pairs = both.loc[same | (run.task == "text"), [shown, f"{shown}_kept"]].dropna().drop_duplicates()
-            off = [np.abs(again.images[a].astype(int) - np.asarray(run.image(b), int)).max() for a, b in pairs.to_numpy()]
+            names = both.loc[same | (run.task == "text"), [shown, f"{shown}_kept"]].dropna().drop_duplicates()
+            off = [np.abs(again.images[now].astype(int) - np.asarray(run.image(kept), int)).max()
+                   for now, kept in names.to_numpy()]
         else:
             now, kept = both.loc[same, name].to_numpy(float), both.loc[same, f"{name}_kept"].to_numpy(float)
             off = np.where(np.isnan(now) & np.isnan(kept), 0, np.abs(now - kept))  # NaN where one side has none

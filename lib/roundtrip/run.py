@@ -36,11 +36,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from fsspec.implementations.arrow import ArrowFSWrapper
 from PIL import Image
 from tqdm import tqdm
 from upath import UPath
@@ -351,6 +354,19 @@ class Run:
 
 
 # finding
+
+
+class S3(ArrowFSWrapper):
+    """s3:// by the driver inside pyarrow: no further package; keys, region and endpoint by the usual AWS variables."""
+
+    protocol = "s3"
+    _parent = fsspec.AbstractFileSystem._parent  # upath calls it as a class method
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(pyarrow.fs.S3FileSystem(), **options)
+
+
+fsspec.register_implementation("s3", S3, clobber=True)
 
 
 def runs_root() -> Place:

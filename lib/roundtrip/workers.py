@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from lib.base import ROOT, UserError
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lib.roundtrip.steps import Cost, Tick
 
 TRIES = 3
+START = "spawn"  # workers begin afresh: CUDA and thread pools do not survive a fork
 Load = Callable[[], "Models"]
 Done = Callable[["Cost"], None]
 
@@ -102,7 +103,7 @@ def _make_here(shards: Sequence[Shard], load: Load, done: Done, tick: Tick) -> d
     return _described(models)
 
 
-# --- in a worker process --------------------------------------------------------------------------
+# in a worker process
 
 _models: Models  # of this process
 _problem = ""  # why they could not be loaded
@@ -128,15 +129,10 @@ def _ready() -> dict[str, Any]:
     return _described(_models)
 
 
-def _work(shard: Shard) -> tuple[Cost | str, bool]:
-    """Make and write a shard with this worker's models."""
-    return _made(shard, _models)
-
-
-def _made(shard: Shard, models: Models) -> tuple[Cost | str, bool]:
+def _work(shard: Shard, models: Models | None = None) -> tuple[Cost | str, bool]:
     """Make and write a shard: its cost, or the problem in making it and whether another try may help."""
     try:
-        batch = shard.make(models)
+        batch = shard.make(models or _models)
     except Exception as error:  # any library may raise anything
         return _one_line(error), not isinstance(error, UserError)  # bad input stays bad
     return shard.publish(batch), False
@@ -147,7 +143,7 @@ def _one_line(error: BaseException) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:200]}"
 
 
-# --- processes ------------------------------------------------------------------------------------
+# processes
 
 
 class _Pool(ProcessPoolExecutor):
@@ -156,8 +152,7 @@ class _Pool(ProcessPoolExecutor):
     def __init__(self, width: int, load: Load) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.width, self.others = width, set(multiprocessing.active_children())
-        # Started afresh (spawn): CUDA and thread pools do not survive a fork.
-        super().__init__(width, multiprocessing.get_context("spawn"), _start, (load, max(1, cores // width)))
+        super().__init__(width, multiprocessing.get_context(START), _start, (load, max(1, cores // width)))
 
     def ready(self) -> dict[str, Any]:
         """Wait for a worker's models; what they are."""
@@ -212,29 +207,26 @@ def _make_in_processes(shards: Sequence[Shard], workers: int, load: Load, done: 
     return described, failed
 
 
-# --- Ray ------------------------------------------------------------------------------------------
+# Ray
 
 
 class _Actor:
-    """A Ray actor: one set of models, which makes one shard after the other."""
+    """A Ray actor: one set of models, which makes one shard after the other; after a restart it loads them anew."""
 
     def __init__(self, load: Load) -> None:
-        self.load = load
+        self.load = cache(load)  # not called here: Ray tells the errors of __init__ as a death without a word
 
     def ready(self) -> dict[str, Any]:
-        """Load the models; what they are. Not in ``__init__``, whose errors Ray tells as a death without a word."""
-        self.models = self.load()
-        return _described(self.models)
+        """Load the models; what they are."""
+        return _described(self.load())
 
-    def work(self, shard: Shard) -> tuple[Shard, Cost | str]:
-        """Make and write a shard; after a restart the models are loaded anew."""
-        if not hasattr(self, "models"):
-            self.ready()
+    def work(self, shard: Shard) -> tuple[int, Cost | str]:
+        """Make and write a shard; its index and its cost or the problem."""
         for _ in range(TRIES):
-            outcome, again = _made(shard, self.models)
-            if not isinstance(outcome, str) or not again:
+            outcome, again = _work(shard, self.load())
+            if not again:
                 break
-        return shard, outcome
+        return shard.index, outcome
 
 
 def _make_on_ray(shards: Sequence[Shard], workers: int, load: Load, done: Done, tick: Tick
@@ -259,10 +251,10 @@ def _make_on_ray(shards: Sequence[Shard], workers: int, load: Load, done: Done, 
             pool.submit(lambda actor, one: actor.work.remote(one), shard)
         while pool.has_next():
             with contextlib.suppress(ray.exceptions.ActorError):  # the shard that it could not survive stays left
-                shard, outcome = pool.get_next_unordered()
-                own = left.pop(shard.index)
+                index, outcome = pool.get_next_unordered()
+                shard = left.pop(index)
                 if isinstance(outcome, str):
-                    failed[own] = outcome
+                    failed[shard] = outcome
                 else:
                     done(outcome)
                     tick(shard.n_rows)
