@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 NOTEBOOKS = ROOT / "notebooks"
 HELP = """\
-own data:
+own data (formats and limits: data/README.md):
   --dataset folder:DIR   images, also in subfolders. Scores and text reconstruction need captions beside them:
-                         captions.json {"a.jpg": ["a caption", ...]} or in COCO's format, captions.csv (file,caption),
-                         metadata.jsonl or .csv, or a .txt file for each image
-  --dataset texts:FILE   one text a line, or JSON lines {"id": ..., "text": ...}; text reconstruction only
+                         captions.json {"a.jpg": ["a caption", ...]} or in COCO's format, captions.csv with the
+                         header file_name,caption, metadata.jsonl or .csv, or a.txt beside a.jpg
+  --dataset texts:FILE   one prompt a line; text reconstruction only
   The mini models know only the objects of their picture book: for photographs choose another preset, such as paper.
 
 examples:

@@ -1,0 +1,33 @@
+"""Ctrl-C ends the run command at once with all that it has started, and the same command goes on from there."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+
+from lib.base import ROOT
+
+FLAGS = ["--n", "34", "--candidates", "2", "--dataset", "picturebook-coco", "--only", "01"]  # two shards
+COMMAND = [sys.executable, "-m", "lib.run", *FLAGS]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+    cut = subprocess.Popen(COMMAND, cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not (shards := list(tmp_path.glob("runs/*/shards/00000.parquet"))):
+        assert cut.poll() is None
+        time.sleep(0.02)
+    started, made = psutil.Process(cut.pid).children(recursive=True), shards[0].stat().st_mtime_ns
+    cut.send_signal(signal.SIGINT)
+    assert cut.communicate(timeout=60)[1].strip() == "interrupted, run again to continue" and cut.returncode == 130
+    assert started and not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in started)
+    assert not list(tmp_path.glob("runs/*/rows.parquet"))
+
+    done = subprocess.run(COMMAND, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert shards[0].stat().st_mtime_ns == made  # reused, not made again
+    assert len(pd.read_parquet(next(tmp_path.glob("runs/*/rows.parquet")))) == 68
