@@ -42,7 +42,7 @@ def user_path(text: str | os.PathLike[str]) -> Path | UPath:
         from upath import UPath
 
         return UPath(str(text))
-    return Path(os.environ.get("COMPENDIUM_CALLER") or os.getcwd()) / Path(text).expanduser()
+    return Path(os.environ.get("COMPENDIUM_CALLER") or Path.cwd()) / Path(text).expanduser()
 
 
 def folder_setting(variable: str, default: Path) -> Path | UPath:
