@@ -278,17 +278,19 @@ def explore(given: Mapping[str, Any], folder: Path) -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port, token = free.getsockname()[1], secrets.token_urlsafe(24)
     write_atomic(folder / "voila.json", json.dumps({
-        "Voila": {"ip": "127.0.0.1", "port": port, "token": token, "open_browser": False, "log_level": "WARN",
+        "Voila": {"ip": "127.0.0.1", "port": port, "token": token, "open_browser": False, "log_level": "ERROR",
+                  "connection_dir_root": str(folder),
                   "tornado_settings": {"disable_check_xsrf": True,  # else a closing page cannot end its kernel
                                        "websocket_max_message_size": 256 << 20}},  # uploads
-        "VoilaConfiguration": {"template": "explorer"},
+        "VoilaConfiguration": {"template": "explorer"}, "ConnectionFileMixin": {"transport": "ipc"},
         "MappingKernelManager": {"cull_idle_timeout": 120, "cull_interval": 30, "cull_busy": True},  # of vanished pages
         "ZMQChannelsWebsocketConnection": {"iopub_data_rate_limit": 1e9}}))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_PATH": str(ROOT / "lib" / "explorer")}
     with subprocess.Popen([sys.executable, "-m", "voila", str(book)], cwd=ROOT, env=environment) as server:
         while server.poll() is None and not answers(port):
             time.sleep(0.2)
-        print(f"the explorer: http://127.0.0.1:{port}/?token={token} (Ctrl-C ends it)", flush=True)
+        if server.poll() is None:
+            print(f"the explorer: http://127.0.0.1:{port}/?token={token} (Ctrl-C ends it)", flush=True)
         return server.wait()
 
 
