@@ -125,13 +125,16 @@ def test_agreement_with_official_spice_on_the_committed_sample() -> None:
     assert pearson == pytest.approx(0.876, abs=0.005) and error <= 0.04 and abs(bias) <= 0.02
 
 
+def shared_entries() -> list[dict]:
+    """The 300 captions that the sample is from, in its form."""
+    texts, scores = (json.loads((SHARED / f"{name}.json").read_text("utf-8")) for name in ("captions", "spice_scores"))
+    return [{"caption": text["test"], "references": text["refs"], "spice": score["scores"]["All"]["f"] or 0.0}
+            for text, score in zip(texts, scores, strict=True)]  # fmt: skip
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/spice: all 300 captions that the sample is from")
 def test_agreement_with_official_spice_on_300_captions() -> None:
-    texts, scores = (json.loads((SHARED / f"{name}.json").read_text("utf-8")) for name in ("captions", "spice_scores"))
-    pearson, error, bias = agreement([
-        {"caption": text["test"], "references": text["refs"], "spice": score["scores"]["All"]["f"] or 0.0}
-        for text, score in zip(texts, scores, strict=True)
-    ])  # fmt: skip
+    pearson, error, bias = agreement(shared_entries())
     assert pearson == pytest.approx(0.866, abs=0.005)  # as the docstring of lib.metrics says
     assert error <= 0.04 and abs(bias) <= 0.01
 
