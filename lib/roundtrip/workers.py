@@ -250,7 +250,7 @@ def _make_on_ray(shards: Sequence[Shard], workers: int, load: Load, done: Done, 
         for shard in shards:
             pool.submit(lambda actor, one: actor.work.remote(one), shard)
         while pool.has_next():
-            with contextlib.suppress(ray.exceptions.ActorError):  # the shard that it could not survive stays left
+            with contextlib.suppress(ray.exceptions.RayActorError):  # the shard that it could not survive stays left
                 index, outcome = pool.get_next_unordered()
                 shard = left.pop(index)
                 if isinstance(outcome, str):
@@ -260,7 +260,7 @@ def _make_on_ray(shards: Sequence[Shard], workers: int, load: Load, done: Done, 
                     tick(shard.n_rows)
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, (UserError, OSError)) else error from None
-    except ray.exceptions.ActorError as error:
+    except ray.exceptions.RayActorError as error:
         raise UserError(f"Ray actors died while they loaded the models (out of memory?): use fewer workers ({error})"
                         ) from None
     finally:
