@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import planted
 import pytest
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import spearmanr
 from test_notebooks_cases import claims_of, notebook  # noqa: F401
@@ -24,8 +26,11 @@ Notebook = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(autouse=True)
-def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer resamples, and figures are made but not rendered."""
     monkeypatch.setattr(ranking, "RESAMPLES", 300)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, stream, **_: stream.write(b"not rendered"))
+    plt.close("all")
 
 
 def record(names: dict[str, Any], figure: str) -> dict[str, Any]:
@@ -218,7 +223,8 @@ def test_prompts_without_images_leave_nothing_to_judge_and_that_is_said(
 ) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(f"a red ball number {k}" for k in range(6)))
     prompts = f"texts:{tmp_path / 'prompts.txt'}"
-    planted.write("mini", prompts, 6, 3, change=lambda rows: rows.assign(clip_score=np.nan, clip_score_second=np.nan))
+    planted.write("mini", prompts, 6, 3, change=lambda rows: rows.assign(
+        clip_score=np.nan, clip_score_second=np.nan, clipscore=np.nan))
     for number in ("03", "04", "05"):
         names = notebook(number, DATASET=prompts, N_SOURCES=6, N_CANDIDATES=3)
         assert "image reconstruction: " in capsys.readouterr().out
@@ -227,9 +233,9 @@ def test_prompts_without_images_leave_nothing_to_judge_and_that_is_said(
 
 
 def test_few_sources_have_estimates_and_no_verdict(notebook: Notebook) -> None:  # noqa: F811
-    planted.write(n_sources=4, n_candidates=2)
+    planted.write("mini", COCO, 4, 2)
     for number in ("03", "04", "05"):
-        names = notebook(number, N_SOURCES=4, N_CANDIDATES=2)
+        names = notebook(number, DATASET=COCO, N_SOURCES=4, N_CANDIDATES=2)
         found = pd.read_csv(next((names["runs"].figures / "claims").glob(f"{number}_*.csv")))
         assert set(found["verdict"]) == {"insufficient data"} and found["low"].isna().all()
 
