@@ -1,18 +1,20 @@
-"""The embedded world: scenes, writers, reader, pictures, datasets and the training loop."""
+"""The embedded world: scenes, writers, reader, images, datasets, the training loop and the trained weights."""
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
-from lib.datasets import load_dataset
-from lib.picturebook import build, train
+from lib.data import load_dataset
+from lib.picturebook import build, evaluate, train
 from lib.picturebook.annotate import MAX_WORDS, MIN_WORDS, POOLS, describe, describe_by_pool, describe_fully
+from lib.picturebook.distil import FewStepRecipe
 from lib.picturebook.draw import render
 from lib.picturebook.recipes import CAPTIONER_WORLD, GENERATOR_WORLD, altered
 from lib.picturebook.scenes import (
@@ -190,18 +192,80 @@ def test_embedded_datasets(name, references):
     assert np.array_equal(picture, np.asarray(render(truths[0])))
 
 
-@pytest.mark.parametrize("name", ["captioner", "encoder"])
-def test_training_resumes_where_it_stopped(tmp_path, name):
-    """Two steps at once and one plus one give the same weights."""
+@pytest.fixture
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def brief_distillation(monkeypatch):
+    """A few-step training of tiny batches, whose last cycle starts with the second step."""
+    for name, value in {"batch_size": 4, "small_batch": 2, "chunk": 4, "every": 1, "large_from": 1}.items():
+        monkeypatch.setattr(FewStepRecipe, name, value)
+    monkeypatch.setattr(FewStepRecipe, "teacher_steps", 3)
+
+
+@pytest.mark.parametrize("name", ["captioner", "captioner_git", "encoder", "few_step"])
+def test_training_resumes_where_it_stopped(tmp_path, name, one_thread, brief_distillation):
+    """Two steps at once and one plus one give the same weights."""
     weights = []
     for label, stops in (("once", (2,)), ("twice", (1, 2))):
+        if name == "few_step":
+            shutil.copytree(train.MODELS / "generator", tmp_path / label / "generator")
         for stop in stops:
             train.train(name, stop, "cpu", tmp_path / label, tmp_path / label / "scratch")
         state = torch.load(tmp_path / label / "scratch" / name / "checkpoint.pt", weights_only=True)
         assert state["step"] == 2
         weights.append(state["module"])
-    torch.set_num_threads(threads)
     for key, value in weights[0].items():
         assert torch.equal(value, weights[1][key]), key
+
+
+def test_batches_do_not_depend_on_the_processes_that_draw_them(tmp_path):
+    recipe = train.RECIPES["captioner_git"](tmp_path, "cpu")
+    recipe.batch_size = 2
+    drawn = [list(torch.utils.data.DataLoader(train.Batches(recipe, 3, 6), batch_size=None, num_workers=workers))
+             for workers in (0, 2)]  # fmt: skip
+    assert len(drawn[0]) == 3
+    for mine, theirs in zip(*drawn, strict=True):
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_a_few_step_training_uses_the_examples_and_the_batches_of_its_cycle():
+    recipe = FewStepRecipe(train.MODELS, "cpu")
+    assert recipe.chunks_at(0) == range(1) and recipe.chunks_at(recipe.large_from - 1) == range(26)
+    assert recipe.chunks_at(recipe.large_from) == range(26, 27)
+    assert recipe.samples(recipe.large_from + 1) == 256 * recipe.large_from + 1024
+
+
+def test_the_few_step_generator_is_a_folder_of_its_own_and_resembles_its_teacher(one_thread):
+    """Same noise and captions: closer to the teacher's image than images of other captions are; one pass a step."""
+    texts = ["a big red ball on the beach", "a small blue fish in the ocean", "a green pine tree on snowy ground"]
+    teacher, student = evaluate.GENERATORS
+    pipeline = evaluate.load_generator(student)
+    passes = []
+    pipeline.unet.register_forward_hook(lambda *_: passes.append(1))
+    mine = evaluate.generate(pipeline, student, texts, 0).astype(float)
+    assert len(passes) == student.steps <= 4
+    theirs = evaluate.generate(evaluate.load_generator(teacher), teacher, texts, 0).astype(float)
+    distance = np.abs(mine[:, None] - theirs[None]).mean(axis=(2, 3, 4))  # (student, teacher)
+    assert (distance.argmin(axis=1) == np.arange(3)).all()
+
+
+@pytest.mark.parametrize("name", evaluate.CAPTIONERS)
+def test_the_captioners_see_what_an_image_shows(name, one_thread):
+    shown = [scene for scene in scenes(60, "evaluation") if build.domain_of(scene) == "in-domain"][:12]
+    texts = evaluate.load_captioner(train.MODELS / name)([render(scene) for scene in shown], do_sample=False)
+    counts = [count_facts(text, scene)["object"] for text, scene in zip(texts, shown, strict=True)]
+    assert sum(fact.right for fact in counts) >= 0.85 * sum(fact.true for fact in counts)
+
+
+def test_every_committed_model_has_a_record_of_its_training():
+    recorded = json.loads((train.MODELS / "training.json").read_text())
+    assert set(recorded) == set(train.RECIPES)
+    measured = json.loads((train.MODELS / "evaluation.json").read_text())["measures"]
+    for folder in (*evaluate.CAPTIONERS, *evaluate.ENCODERS, *(sampler.folder for sampler in evaluate.GENERATORS)):
+        assert any(one["name"].startswith(folder) for one in measured), folder

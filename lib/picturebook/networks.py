@@ -16,6 +16,8 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    GitConfig,
+    GitForCausalLM,
 )
 
 from lib.picturebook.scenes import ACCESSORY_OF, CATEGORIES, COLOURS, SETTINGS
@@ -47,6 +49,15 @@ def build_captioner(tokenizer: BertTokenizer, width: int = 128, layers: int = 3)
     return BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=_vision(width, layers)))
 
 
+def build_git_captioner(tokenizer: BertTokenizer, width: int = 128, layers: int = 3) -> GitForCausalLM:
+    """GIT: one decoder reads image tokens and words alike, without cross-attention; the second captioner."""
+    text = _text(width, layers, len(tokenizer)) | dict(
+        bos_token_id=tokenizer.cls_token_id, eos_token_id=tokenizer.sep_token_id, pad_token_id=tokenizer.pad_token_id,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, tie_word_embeddings=True,
+    )  # fmt: skip
+    return GitForCausalLM(GitConfig(vision_config=_vision(width, layers), **text))
+
+
 def _clip_ids(tokenizer: CLIPTokenizer) -> dict:
     return dict(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
@@ -60,7 +71,7 @@ def build_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 3) -
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 3) -> CLIPTextModel:
-    """The generator's own text encoder; it shares no weights with the judge."""
+    """The generator's own text encoder; it shares no weights with the encoders that compare."""
     return CLIPTextModel(CLIPTextConfig(**_text(width, layers, len(tokenizer)), **_clip_ids(tokenizer)))
 
 
@@ -102,8 +113,15 @@ def build_scheduler() -> DDIMScheduler:
     )  # fmt: skip
 
 
+def few_step_scheduler(teacher: DDIMScheduler, passes: int) -> DDIMScheduler:
+    """The sampler of the few-step generator: evenly spaced from pure noise, its last pass lands on the image."""
+    scheduler = DDIMScheduler.from_config(teacher.config, timestep_spacing="trailing", set_alpha_to_one=True)
+    scheduler.set_timesteps(passes)
+    return scheduler
+
+
 class Probe(nn.Module):
-    """A small convolutional classifier that tells what a picture shows; a judge apart from the three models.
+    """A small convolutional classifier that tells what an image shows; it takes no part in any round trip.
 
     `forward`: (B, 3, 64, 64) in [-1, 1] -> logits `present` (B, 26), `colour` (B, 26, 8), `setting` (B, 6) and
     `accessory` (B, 9), the last over the categories that can wear one.

@@ -19,7 +19,7 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BlipImageProcessorPil, BlipProcessor, CLIPImageProcessorPil, CLIPProcessor
+from transformers import BlipImageProcessorPil, BlipProcessor, CLIPImageProcessorPil, CLIPProcessor, GitProcessor
 
 from lib.picturebook import networks
 from lib.picturebook.annotate import describe_by_pool
@@ -76,13 +76,17 @@ class Recipe:
     learning_rate: float
     seed: int
 
-    def __init__(self, models: Path, device: str) -> None:
-        self.models, self.device = models, device
+    def __init__(self, models: Path, device: str, scratch: Path | None = None) -> None:
+        self.models, self.device, self.scratch = models, device, scratch
         self.module = self.build().to(device)
 
     def build(self) -> nn.Module:
         """The network with fresh weights."""
         raise TypeError(f"{type(self).__name__} must define build")
+
+    def samples(self, steps: int) -> int:
+        """How many samples so many steps use."""
+        return steps * self.batch_size
 
     def batch(self, rng: random.Random) -> dict[str, Tensor]:
         """Draw one batch on the CPU."""
@@ -271,7 +275,7 @@ class CaptionerRecipe(Recipe):
         scenes = [sample_scene(rng, CAPTIONER_WORLD) for _ in range(self.batch_size)]
         captions = [describe_by_pool(scene, "captioner", rng) for scene in scenes]
         tokens = self.tokenizer(captions, padding=True, return_tensors="pt")
-        tokens["input_ids"][:, 0] = self.tokenizer.bos_token_id
+        tokens["input_ids"][:, 0] = self.start()
         places = torch.full(tokens["input_ids"].shape, -100)
         for row, (scene, ids) in enumerate(zip(scenes, tokens["input_ids"], strict=True)):
             places[row] = torch.tensor(named_columns(scene, self.tokenizer.convert_ids_to_tokens(ids)))
@@ -281,13 +285,22 @@ class CaptionerRecipe(Recipe):
             "places": places.masked_fill(mask == 0, -100),
         }  # fmt: skip
 
-    def loss(self, batch: dict[str, Tensor], noise: torch.Generator, step: int) -> Tensor:
+    def start(self) -> int:
+        """The token that a caption starts with."""
+        return self.tokenizer.bos_token_id
+
+    def decode(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The decoder's states (B, T, width) at the words of the captions, and the logits of the words that follow."""
         captioner = self.module["captioner"]
         seen = captioner.vision_model(normalised(batch["pixels"], self.images)).last_hidden_state
         states = captioner.text_decoder.bert(
             input_ids=batch["ids"], attention_mask=batch["mask"], encoder_hidden_states=seen, is_decoder=True
-        ).last_hidden_state  # (B, T, width)
-        words = captioner.text_decoder.cls(states)[:, :-1].transpose(1, 2).float()
+        ).last_hidden_state
+        return states, captioner.text_decoder.cls(states)
+
+    def loss(self, batch: dict[str, Tensor], noise: torch.Generator, step: int) -> Tensor:
+        states, logits = self.decode(batch)
+        words = logits[:, :-1].transpose(1, 2).float()
         labels = batch["ids"].masked_fill(batch["mask"] == 0, -100)[:, 1:]
         total = F.cross_entropy(words, labels, label_smoothing=0.1)
         if step >= self.places_from:
@@ -298,6 +311,36 @@ class CaptionerRecipe(Recipe):
     def export(self, module: nn.Module) -> None:
         halved(module["captioner"]).save_pretrained(self.models / "captioner")
         BlipProcessor(self.images, self.tokenizer).save_pretrained(self.models / "captioner")
+
+
+class GitCaptionerRecipe(CaptionerRecipe):
+    """GIT, trained as the first captioner is: same world and writers, its own seed, scenes and batches."""
+
+    cycles, batch_size, learning_rate, seed = (3000, 4500, 6000), 128, 1e-3, 19
+    places_from = 4500
+
+    def build(self) -> nn.Module:
+        self.tokenizer = bert_tokenizer()
+        self.images = CLIPImageProcessorPil(size=SIZE, do_center_crop=False)
+        module = networks.build_git_captioner(self.tokenizer)
+        module.set_attn_implementation("eager")
+        places = nn.Linear(module.config.hidden_size, self.columns)
+        return nn.ModuleDict({"captioner": module, "places": places})
+
+    def start(self) -> int:
+        return self.tokenizer.cls_token_id
+
+    def decode(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        captioner = self.module["captioner"]
+        states = captioner.git(
+            input_ids=batch["ids"], attention_mask=batch["mask"], pixel_values=normalised(batch["pixels"], self.images),
+            use_cache=False,
+        ).last_hidden_state[:, -batch["ids"].shape[1] :]  # the image tokens come first
+        return states, captioner.output(states)
+
+    def export(self, module: nn.Module) -> None:
+        halved(module["captioner"]).save_pretrained(self.models / "captioner_git")
+        GitProcessor(self.images, self.tokenizer).save_pretrained(self.models / "captioner_git")
 
 
 def named_columns(scene: Scene, words: list[str]) -> list[int]:
@@ -376,11 +419,11 @@ def altered(scene: Scene, rng: random.Random) -> Scene:
     return sample_scene(rng)
 
 
-class JudgeRecipe(EncoderRecipe):
-    """A second encoder of another width and seed, so that the judge can be changed."""
+class SecondEncoderRecipe(EncoderRecipe):
+    """A second encoder of another width and seed, which scores what the first one selected."""
 
     cycles, learning_rate, seed = (1500,), 1e-3, 15
-    width, folder = 96, "judge"
+    width, folder = 96, "second_encoder"
 
 
 class ProbeRecipe(Recipe):
@@ -441,7 +484,8 @@ RECIPES: dict[str, type[Recipe]] = {
     "decoder": DecoderRecipe,
     "generator": GeneratorRecipe,
     "captioner": CaptionerRecipe,
+    "captioner_git": GitCaptionerRecipe,
     "encoder": EncoderRecipe,
-    "judge": JudgeRecipe,
+    "second_encoder": SecondEncoderRecipe,
     "probe": ProbeRecipe,
 }

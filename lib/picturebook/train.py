@@ -1,7 +1,8 @@
-"""Train the mini models: `python -m lib.picturebook.train autoencoder decoder generator captioner encoder judge probe`.
+"""Train the mini models: `python -m lib.picturebook.train autoencoder decoder generator captioner encoder ...`.
 
 Resumable (a checkpoint every two minutes), seeded, on CPU or CUDA. The order matters only in that the
-decoder, the generator and the probe need the finished autoencoder, and the probe the decoder.
+decoder, the generator and the probe need the finished autoencoder, the probe the decoder, and the few-step
+generator its teacher, the generator.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 import lib
+from lib.picturebook.distil import FewStepRecipe
 from lib.picturebook.networks import count_parameters
 from lib.picturebook.recipes import RECIPES, Recipe, tidy
 
 ROOT = Path(lib.__file__).resolve().parent.parent
 MODELS = ROOT / "data" / "models" / "mini"
 SCRATCH = ROOT / "data" / "training"
+RECIPES = {**RECIPES, "few_step": FewStepRecipe}
 
 
 class Average:
@@ -80,16 +84,31 @@ def save_checkpoint(
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
 
 
-def train(name: str, steps: int | None, device: str, models: Path = MODELS, scratch: Path = SCRATCH) -> None:
+class Batches(Dataset):
+    """The recipe's batches by step, so that worker processes can draw them ahead; each is the same wherever drawn."""
+
+    def __init__(self, recipe: Recipe, first: int, steps: int) -> None:
+        self.recipe, self.first, self.steps = recipe, first, steps
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.recipe.batch(random.Random(f"{self.recipe.seed}-{self.first + index}"))
+
+
+def train(
+    name: str, steps: int | None, device: str, models: Path = MODELS, scratch: Path = SCRATCH, workers: int = 0
+) -> None:
     """Train one model to `steps`, from its checkpoint if there is one, and export its averaged weights.
 
-    The learning rate follows the recipe's own cycles, wherever this run stops.
+    The learning rate follows the recipe's own cycles, wherever this run stops. `workers` processes draw batches.
     """
-    torch.manual_seed(RECIPES[name].seed)
-    recipe = RECIPES[name](models, device)
-    steps = steps or recipe.cycles[-1]
     folder = scratch / name
     folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(RECIPES[name].seed)
+    recipe = RECIPES[name](models, device, folder)
+    steps = steps or recipe.cycles[-1]
     optimiser = torch.optim.AdamW(trainable(recipe.module), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     average, first, before = Average(recipe.module), 0, 0.0
     if (folder / "checkpoint.pt").exists():
@@ -101,8 +120,9 @@ def train(name: str, steps: int | None, device: str, models: Path = MODELS, scra
     print(f"{name}: {size:,} parameters, steps {first} to {steps} of {recipe.batch_size}", flush=True)
     started = saved = time.monotonic()
     running: float | None = None
-    for step in range(first, steps):
-        value = train_step(recipe, optimiser, step)
+    batches = DataLoader(Batches(recipe, first, steps), batch_size=None, num_workers=workers)
+    for step, batch in enumerate(batches, start=first):
+        value = train_step(recipe, optimiser, step, batch)
         average.update(recipe.module, step)
         running = value if running is None else 0.98 * running + 0.02 * value
         if not math.isfinite(value):
@@ -122,9 +142,9 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in module.parameters() if weight.requires_grad]
 
 
-def train_step(recipe: Recipe, optimiser: torch.optim.Optimizer, step: int) -> float:
-    """One update on the batch that (seed, step) draws; returns its loss."""
-    batch = {key: value.to(recipe.device) for key, value in recipe.batch(random.Random(f"{recipe.seed}-{step}")).items()}
+def train_step(recipe: Recipe, optimiser: torch.optim.Optimizer, step: int, batch: dict[str, Tensor]) -> float:
+    """The loss of the batch, after one update on it."""
+    batch = {key: value.to(recipe.device) for key, value in batch.items()}
     noise = torch.Generator().manual_seed(1_000_003 * recipe.seed + step)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(step, recipe.cycles, recipe.learning_rate)
@@ -136,6 +156,11 @@ def train_step(recipe: Recipe, optimiser: torch.optim.Optimizer, step: int) -> f
     nn.utils.clip_grad_norm_(recipe.module.parameters(), 1.0)
     optimiser.step()
     return loss.item()
+
+
+def device_name(device: str) -> str:
+    """"cpu", or "cuda" with the card's name."""
+    return f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device
 
 
 def publish(name: str, recipe: Recipe, average: Average, folder: Path, step: int, seconds: float) -> None:
@@ -150,8 +175,8 @@ def publish(name: str, recipe: Recipe, average: Average, folder: Path, step: int
     average.swap(recipe.module)
     record = {
         "command": f"python -m lib.picturebook.train {name} --steps {step}", "seed": recipe.seed, "steps": step,
-        "batch_size": recipe.batch_size, "samples": step * recipe.batch_size, "minutes": round(seconds / 60, 1),
-        "device": recipe.device, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "batch_size": recipe.batch_size, "samples": recipe.samples(step), "minutes": round(seconds / 60, 1),
+        "device": device_name(recipe.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "parameters": count_parameters(recipe.module),
     }  # fmt: skip
     log = recipe.models / "training.json"
@@ -167,11 +192,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="total steps (default: the recipe's)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw batches (default: none but this one)")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     for name in options.models:
-        train(name, options.steps, options.device)
+        train(name, options.steps, options.device, workers=options.workers)
 
 
 if __name__ == "__main__":
