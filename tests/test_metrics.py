@@ -220,7 +220,8 @@ def test_odd_captions_have_defined_scores_and_spoil_no_other(references: Referen
 
 
 def test_rows_that_cannot_be_scored_are_null_with_a_reason() -> None:
-    references = References.build({"owl": ["an owl"], "bare": [], "mute": ["..."], "odd": ["a \ud83d bird", "", "\U0001f600"]})
+    odd = ["a \ud83d bird", "", "\U0001f600"]
+    references = References.build({"owl": ["an owl"], "bare": [], "mute": ["..."], "odd": odd})
     assert references.tokens["odd"] == ("a bird",)
     assert [line.split(":")[0] for line in references.dropped] == ["image mute", "image odd", "image odd"]
     ids = ["owl", "bare", "mute", "nowhere", "owl", "owl"]
@@ -252,7 +253,8 @@ def stand_in(folder: Path, meteor: str) -> None:
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
 
 
-ANSWERING = 'while read -r line; do case "$line" in {deadly}) exit 1 ;; EVAL*) echo 0.5; echo 0.5 ;; *) echo 7 ;; esac; done'
+ANSWERS = '{deadly}) exit 1 ;; EVAL*) echo 0.5; echo 0.5 ;; *) echo 7 ;;'
+ANSWERING = f'while read -r line; do case "$line" in {ANSWERS} esac; done'
 
 
 @pytest.mark.parametrize(("deadly", "scored"), [("*'||| monster'", 2), ("*", 0)])

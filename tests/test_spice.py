@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import http.server
 import json
 import math
+import threading
 import zipfile
 from pathlib import Path
 
@@ -16,7 +19,6 @@ from lib.metrics import References, available, score_captions, spice_official
 from lib.metrics.java import Missing
 from lib.metrics.scene_graph import Fact, Graph, f_score, merge, same
 from lib.metrics.scene_rules import parse
-
 
 SAMPLE = json.loads((Path(__file__).parent / "data" / "coco_spice_sample.json").read_text(encoding="utf-8"))["captions"]
 SHARED = ROOT.parent / "shared" / "data" / "spice"
@@ -200,10 +202,6 @@ def test_fetching_checks_the_hash_and_keeps_what_is_there(
 @pytest.fixture
 def httpserver_folder(tmp_path: Path) -> str:
     """The address of a server on this machine that serves the test's folder."""
-    import functools
-    import http.server
-    import threading
-
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from textwrap import shorten
 
 import pandas as pd
 
@@ -48,8 +48,7 @@ def _parser() -> argparse.ArgumentParser:
                             "reference file")  # fmt: skip
     score.add_argument("--out", type=Path, default=Path("scores.csv"), help="one row a caption, .csv or .json")
     score.set_defaults(run=_score)
-    check = actions.add_parser("check", help="score a bundled example and compare")
-    check.set_defaults(run=_check)
+    actions.add_parser("check", help="score a bundled example and compare").set_defaults(run=_check)
     fetch = actions.add_parser("fetch-spice", help="fetch the parser of the official SPICE (400 MB)")
     fetch.set_defaults(run=_fetch_spice)
     return parser
@@ -63,16 +62,16 @@ def _score(options: argparse.Namespace) -> int:
     shared = by_number(raw, options.candidates)
     idle = references.keys() - set(shared.values())
     if len(idle) == len(references):
-        raise UserError(f"{options.candidates}: none of its {len(raw):,} captions is of an image in "
-                        f"{options.references}; ids are {raw[0]!r} here and {next(iter(references))!r} there")  # fmt: skip
+        raise UserError(f"{options.candidates}: no caption is of an image in {options.references}; ids are, for "
+                        f"example, {raw[0]!r} here and {next(iter(references))!r} there")  # fmt: skip
     left_out = idle if options.document_frequencies == "scored" else ()
     ready = References.build({item: group for item, group in references.items() if item not in left_out})
     values, table = score_corpus([shared[item] for item in raw], captions, ready, metrics)
     _print_values(values, table)
     if {"cider", "cider_d"} & set(metrics):
         source = {"scored": "that are scored, as in the COCO evaluation", "file": f"of {options.references}"}
-        count = f"{ready.frequencies.documents:,} images"
-        print(f"document frequencies of CIDEr: the {count} {source[options.document_frequencies]}")
+        print(f"document frequencies of CIDEr: the {ready.frequencies.documents:,} images "
+              f"{source[options.document_frequencies]}")  # fmt: skip
     if idle:
         print(f"{len(idle):,} images of {options.references} have no caption to score")
     _print_some("references have no word and are dropped", ready.dropped)
@@ -105,10 +104,9 @@ def _print_values(values: dict[str, float], table: pd.DataFrame) -> None:
 
 
 def _print_some(what: str, examples: Sequence[str]) -> None:
-    """Print how many there are and the first two, cut to a line."""
+    """Print how many there are and the first two."""
     if examples:
-        shown = "; ".join(text if len(text) <= 200 else f"{text[:200]}..." for text in examples[:2])
-        print(f"{len(examples):,} {what}: {shown}")
+        print(f"{len(examples):,} {what}: {'; '.join(shorten(text, 200) for text in examples[:2])}")
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -135,5 +133,4 @@ def _fetch_spice(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     raise SystemExit(main())

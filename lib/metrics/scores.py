@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -151,11 +152,13 @@ def available() -> dict[str, str | None]:
         find_java()
     except UserError as error:
         return dict.fromkeys(CAPTION_SCORES, str(error))
-    return dict.fromkeys(CAPTION_SCORES) | {"spice_spacy": scene_rules.missing(), "spice": spice_official.missing()}
+    absent = " and ".join(name for name in ("spacy", scene_rules.MODEL) if find_spec(name) is None)
+    parser = f"SPICE (spaCy) needs {absent}: `pip install -e .` installs it" if absent else None
+    return dict.fromkeys(CAPTION_SCORES) | {"spice_spacy": parser, "spice": spice_official.missing()}
 
 
 def check_metrics(metrics: Iterable[str]) -> list[str]:
-    """Return the metrics once each in the order of ``CAPTION_SCORES``, "bleu" standing for four; UserError if unknown."""
+    """Return the metrics once each in the order of ``CAPTION_SCORES``, "bleu" standing for four; UserError if none."""
     wanted = {name for one in metrics for name in (CAPTION_SCORES[:4] if one == "bleu" else (one,))}
     unknown = sorted(wanted - set(CAPTION_SCORES))
     if unknown or not wanted:

@@ -19,9 +19,8 @@ def score_semantics(captions: Sequence[str], scenes: Sequence[Mapping | None]) -
     from lib.picturebook.scenes import Scene  # only the picture book needs these two
     from lib.picturebook.semantics import judge
 
-    rows = [
-        {f"sem_{name}": value for name, value in judge(caption, Scene.from_dict(scene)).items()}
-        if scene is not None and isinstance(caption, str) else {}
-        for caption, scene in zip(captions, scenes, strict=True)
-    ]  # fmt: skip
-    return pd.DataFrame(rows, index=range(len(rows)), columns=SEMANTIC_SCORES, dtype=np.float64)
+    pairs = list(zip(captions, scenes, strict=True))
+    judged = {i: judge(caption, Scene.from_dict(scene)) for i, (caption, scene) in enumerate(pairs)
+              if isinstance(caption, str) and scene is not None}  # fmt: skip
+    table = pd.DataFrame.from_dict(judged, orient="index", dtype=np.float64).add_prefix("sem_")
+    return table.reindex(index=range(len(pairs)), columns=SEMANTIC_SCORES).astype(np.float64)

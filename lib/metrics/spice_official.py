@@ -1,8 +1,7 @@
-"""SPICE by its authors' scorer (``spice-1.0.jar`` of ``pycocoevalcap``), on any Java from 8 on.
+"""SPICE by its authors' scorer (``spice-1.0.jar`` of ``pycocoevalcap``), also on Java 17 and later.
 
-``pycocoevalcap``'s own call fails on Java 17 and later. Here packages of the Java library are opened to the scorer's
-cache; a JavaScript engine, which left Java with version 15, is put on its class path; and Stanford CoreNLP 3.6.0, its
-parser, is fetched by ``python -m lib.metrics fetch-spice`` on a connected machine.
+Packages of the Java library are opened to the scorer's cache; a JavaScript engine, which left Java with version 15, is
+put on its class path; Stanford CoreNLP 3.6.0, its parser, is fetched by ``python -m lib.metrics fetch-spice``.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import subprocess
 import tempfile
 import zipfile
@@ -18,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib.base import ROOT
-from lib.metrics.java import JARS, OPTIONS, Missing, find_java, java_version
+from lib.metrics.java import JARS, OPTIONS, Missing, find_java
 
 FOLDER = ROOT / "data" / "models" / "hub" / "corenlp"
 CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -37,26 +35,36 @@ def missing() -> str | None:
     if absent:
         return (f"official SPICE needs {' and '.join(absent)}: run `python -m lib.metrics fetch-spice` on a connected "
                 f"machine, or put them in {FOLDER.relative_to(ROOT)}")  # fmt: skip
-    if _major() > 14 and _engine() is None:
-        return (f"official SPICE needs a JavaScript engine in Java {_major()}: put Rhino's jar with its script engine "
-                f"in {FOLDER.relative_to(ROOT)}, or install your system's package (librhino-java)")  # fmt: skip
+    if _engine() is None:
+        return (f"official SPICE needs a JavaScript engine: put Rhino's jar with its script engine in "
+                f"{FOLDER.relative_to(ROOT)}, or install your system's package (librhino-java)")  # fmt: skip
     return None
 
 
-def scores(pairs: Sequence[tuple[str, Sequence[str]]], cache: Path = ROOT / "data" / "cache" / "spice") -> list[float]:
+def scores(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
     """Return the scorer's F in [0, 1] of each (caption, references) of PTB tokens, one process for all.
 
-    Parses are kept in ``cache``. Raises Missing if the scorer fails or leaves no readable output.
+    Parses are kept beside the jars. Raises Missing if the scorer fails or leaves no readable output.
     """
+    cache = FOLDER / "cache"
     cache.mkdir(parents=True, exist_ok=True)
+    library = JARS / "spice"
+    jars = [library / "spice-1.0.jar", *(library / "lib").glob("*.jar"), *(FOLDER / jar for jar in CORENLP), _engine()]
+    # from the environment, since Java 8 knows neither the variable nor the option
+    opened = " ".join(f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in OPENED)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.json", Path(folder) / "out.json"
         entries = [{"image_id": row, "test": caption, "refs": list(refs)} for row, (caption, refs) in enumerate(pairs)]
         source.write_text(json.dumps(entries), encoding="utf-8")
-        done = subprocess.run(_command(source, target, cache), capture_output=True, text=True, errors="replace")
+        command = [
+            find_java(), *OPTIONS, "-Xmx8G", "-cp", os.pathsep.join(map(str, jars)), "edu.anu.spice.SpiceScorer",
+            str(source), "-cache", str(cache), "-out", str(target), "-subset", "-silent",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace",
+                              env=os.environ | {"JDK_JAVA_OPTIONS": opened})  # fmt: skip
         if done.returncode or not target.is_file():
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise Missing(f"official SPICE ended with status {done.returncode}: {said[0] if said else 'no word'}")
+            said = [line.strip() for line in done.stderr.splitlines() if "rror" in line or "xception" in line]
+            raise Missing(": ".join([f"official SPICE ended with status {done.returncode}", *said[:1]]))
         return read_scores(target.read_text(encoding="utf-8"), len(pairs))
 
 
@@ -67,7 +75,7 @@ def read_scores(output: str, rows: int) -> list[float]:
         values = [found[row] for row in range(rows)]
     except (ValueError, KeyError, TypeError) as error:
         raise Missing(f"official SPICE left an unreadable or incomplete output ({error!r})") from error
-    return [0.0 if value is None or math.isnan(float(value)) else float(value) for value in values]
+    return [0.0 if value is None or math.isnan(value) else float(value) for value in values]
 
 
 def fetch() -> list[Path]:
@@ -82,21 +90,6 @@ def fetch() -> list[Path]:
                 Path(packed.extract(f"{ARCHIVE}/{target.name}", folder)).replace(target)
         Path(archive).unlink()
     return targets
-
-
-def _command(source: Path, target: Path, cache: Path) -> list[str]:
-    opened = [f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in OPENED if _major() > 8]
-    library = JARS / "spice"
-    jars = [library / "spice-1.0.jar", *(library / "lib").glob("*.jar"), *(FOLDER / jar for jar in CORENLP), _engine()]
-    return [
-        find_java(), *OPTIONS, *opened, "-Xmx8G", "-cp", os.pathsep.join(str(jar) for jar in jars if jar),
-        "edu.anu.spice.SpiceScorer", str(source), "-cache", str(cache), "-out", str(target), "-subset", "-silent",
-    ]  # fmt: skip
-
-
-def _major() -> int:
-    """Return Java's major version; up to Java 8 it reads "1.8.0_292"."""
-    return int(re.match(r"(?:1\.)?(\d+)", java_version(find_java())).group(1))
 
 
 def _engine() -> Path | None:

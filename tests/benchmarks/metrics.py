@@ -1,4 +1,4 @@
-"""Time of the caption metrics beside the stock library's on the same captions, and SPICE (spaCy) against official SPICE.
+"""Time of the caption metrics beside the stock library's on the same captions; SPICE (spaCy) against official SPICE.
 
     python -m tests.benchmarks.metrics [--images 4500] [--metrics cider,meteor,spice_spacy]
 
