@@ -176,7 +176,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], folder:
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # the interrupt that ends a kernel is no news
     except papermill.PapermillExecutionError as error:
         said = " ".join(error.evalue.split())
-        return said if error.ename == "UserError" else f"{error.ename}: {said[:400]} (traceback in {shown(target)})"
+        return said if error.ename == "UserError" else f"{error.ename}: {said[:400]} (traceback in {target})"
     except DeadKernelError:
         return "its process was killed (out of memory?); finished rows are kept, run again to continue"
     return ""
@@ -222,15 +222,10 @@ def run_notebooks(flags: argparse.Namespace, folder: Path) -> int:
     print(f"\n{len(chosen)} notebooks in {time.monotonic() - begun:.0f} s")
     for path in written:
         export_summary(runs.figures / "notebooks" / path.name, runs.figures / "index.html")
-        print(f"read first: {shown(runs.figures / 'index.html')}")
-    print(f"figures and executed notebooks: {shown(runs.figures)}")
+        print(f"read first: {runs.figures / 'index.html'}")
+    print(f"figures and executed notebooks: {runs.figures}")
     print(compare_expected(runs)[1])
     return 1 if told else 0
-
-
-def shown(path: Path) -> str:
-    """Return a path relative to the repository where it lies inside."""
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 # data, rows, the explorer
@@ -262,13 +257,6 @@ def download(given: Mapping[str, Any], models: bool = True) -> None:
         print("everything is here")
 
 
-def verify(given: Mapping[str, Any]) -> int:
-    """Make a sample of the finished rows again and print the comparison; return the exit status."""
-    from lib.roundtrip.check import verify_runs
-
-    return 0 if verify_runs(prepared(given)) else 1
-
-
 def explore(given: Mapping[str, Any], folder: Path) -> int:
     """Serve notebook 00 by Voila on this machine's own address, with a token, until Ctrl-C."""
     import papermill
@@ -287,17 +275,11 @@ def explore(given: Mapping[str, Any], folder: Path) -> int:
         "ZMQChannelsWebsocketConnection": {"iopub_data_rate_limit": 1e9}}))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_PATH": str(ROOT / "lib" / "explorer")}
     with subprocess.Popen([sys.executable, "-m", "voila", str(book)], cwd=ROOT, env=environment) as server:
-        while server.poll() is None and not answers(port):
+        while server.poll() is None and socket.socket().connect_ex(("127.0.0.1", port)):
             time.sleep(0.2)
         if server.poll() is None:
             print(f"the explorer: http://127.0.0.1:{port}/?token={token} (Ctrl-C ends it)", flush=True)
         return server.wait()
-
-
-def answers(port: int) -> bool:
-    """Return whether a server of this machine accepts connections."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -313,7 +295,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 download(common_parameters(flags))
                 return 0
             if flags.verify:
-                return verify(common_parameters(flags))
+                from lib.roundtrip.check import verify_runs
+
+                return 0 if verify_runs(prepared(common_parameters(flags))) else 1
             return run_notebooks(flags, Path(folder))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -19,7 +19,7 @@ from lib.base import ROOT, UserError, folder_setting
 from lib.data import NAMES, Dataset, Item, load_dataset
 from lib.presets import PRESETS, Preset, load_preset
 from lib.roundtrip.run import BASELINE_COLUMNS, ROW_COLUMNS, Run, plan_run, program, weights_of
-from lib.roundtrip.steps import TASKS, safe_part
+from lib.roundtrip.steps import TASKS, safe_part, source_text
 
 if TYPE_CHECKING:
     from lib.models import Models
@@ -71,8 +71,17 @@ class Runs:
         models = (lambda: self.models) if workers == 1 and engine == "local" else None  # several workers load their own
         for key, run in self.runs.items():
             if key[1] == task:
+                if task == "text" and models and not run.finished and (words := self._unknown(run)):
+                    print(f"{key[0]}: words that the models do not know: {', '.join(words[:20])}", file=sys.stderr)
                 self.runs[key] = run.execute(workers, engine, models, rescore=rescore)
         return [run for (_, one), run in self.runs.items() if one == task]
+
+    def _unknown(self, run: Run) -> list[str]:
+        """Words of a run's texts that its generator does not know; published models know all."""
+        from lib.models import unknown_words
+
+        texts = [source_text(item, run.dataset.name, run.seed) for item in run.dataset.items]
+        return list(dict.fromkeys(word for text in texts for word in unknown_words(self.models.generator, text)))
 
     def rows(self, task: str | None = None) -> pd.DataFrame:
         """The rows of all datasets (of one task or both), by dataset, item and candidate.
