@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -71,14 +72,14 @@ def execute(run: Run, workers: int = 1) -> None:
 
 def die_at_write(run: Run, n: int, before: bool) -> None:
     """Execute a run, and die right before or after the n-th file appears under its name."""
-    replace, written = os.replace, []
+    replace, count = os.replace, itertools.count(1)
 
     def mortal(source, target):
-        written.append(target)
-        if len(written) == n and before:
+        number = next(count)
+        if number == n and before:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
-        if len(written) == n:
+        if number == n:
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = mortal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import multiprocessing
@@ -179,30 +180,19 @@ def test_what_cannot_be_made_is_named_and_the_rest_completes(quick_start, images
 
 
 def test_no_worker_comes_to_life(quick_start, images, tmp_path):
-    with pytest.raises(UserError, match="3 workers died while they loaded the models"):
+    with pytest.raises(UserError, match="every worker was killed before it made anything"):
         execute(planned(images, tmp_path), mortal.no_memory, workers=2)
 
 
-class Inline:
-    """A pool of one that works in this process, so that failing models can be tried quickly."""
+class Inline(contextlib.ExitStack):
+    """A pool that works in this process, so that failing models can be tried quickly."""
 
-    width = 1
+    def __init__(self, width):
+        super().__init__()
 
-    def __init__(self, width, load):
-        self.models = load()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def ready(self):
-        return {}
-
-    def submit(self, work, shard):
+    def submit(self, work, *arguments):
         future = workers_module.Future()
-        future.set_result(workers_module._work(shard, self.models))
+        future.set_result(work(*arguments))
         return future
 
 
@@ -210,7 +200,7 @@ class Inline:
     (mortal.moody, 2, "RuntimeError: no kernel for this image"),
     (lambda: stand_ins(spoilt=0.0), 0, "candidate 0 of item 05.png: its similarity")])
 def test_bad_input_is_tried_once_else_three_times(images, tmp_path, monkeypatch, capsys, models, times, told):
-    monkeypatch.setattr(workers_module, "_Pool", Inline)
+    monkeypatch.setattr(workers_module, "_Processes", Inline)
     run = planned(images, tmp_path)
     with pytest.raises(UserError, match=f"1 of 4 shards.*{told}"):
         execute(run, models, workers=2)
@@ -274,23 +264,23 @@ def test_a_run_in_a_store_has_the_bytes_of_a_local_one(images, uncut, tmp_path, 
 @pytest.fixture(scope="module")
 def cluster():
     """A small Ray cluster on this machine, for all tests of this file."""
-    ray = pytest.importorskip("ray")
-    try:
-        workers_module._join(ray)
-    except Exception as error:  # Ray gives up by itself after half a minute on a very busy machine
-        pytest.skip(f"Ray does not start here: {error}")
-    yield ray
-    ray.shutdown()
+    pytest.importorskip("ray")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(workers_module._ray_cluster(2))
+        except Exception as error:  # Ray gives up by itself after half a minute on a very busy machine
+            pytest.skip(f"Ray does not start here: {error}")
+        yield
 
 
-def test_ray_replaces_a_killed_actor(cluster, images, uncut, tmp_path):
+def test_ray_replaces_a_killed_worker(cluster, images, uncut, tmp_path):
     run = execute(planned(images, tmp_path), partial(mortal.fragile, tmp_path / "died"), workers=2, engine="ray")
     assert (tmp_path / "died").exists() and contents(run) == uncut
 
 
 def test_ray_names_what_cannot_be_made(cluster, images, uncut, tmp_path):
     run = planned(images, tmp_path)
-    with pytest.raises(UserError, match=r"1 of 4 shards.*shard 1 \(items 04.png.*its actor was lost 3 times"):
+    with pytest.raises(UserError, match=r"1 of 4 shards.*shard 1 \(items 04.png.*its worker was killed"):
         execute(run, mortal.fragile, workers=2, engine="ray")
     assert contents(execute(run, stand_ins, workers=2, engine="ray")) == uncut
 
@@ -304,7 +294,7 @@ def test_ray_that_is_not_installed_is_one_line(images, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("nodes", "workers", "cpus", "gpus"), [
     ([(8, 0)], 2, 4, 0), ([(8, 0)], 3, 2, 0), ([(3, 0), (3, 0)], 3, 1, 0), ([(2, 0)], 4, 0.5, 0),
     ([(16, 2)], 2, 8, 1), ([(16, 2)], 4, 4, 0.5), ([(8, 5)], 8, 1, 0.5)])
-def test_all_ray_actors_fit(nodes, workers, cpus, gpus):
+def test_all_ray_workers_fit(nodes, workers, cpus, gpus):
     known = [{"Alive": True, "Resources": {"CPU": float(c), "GPU": float(g)}} for c, g in nodes]
-    share = workers_module._share([*known, {"Alive": False, "Resources": {}}], workers)
+    share = workers_module.share([*known, {"Alive": False, "Resources": {}}], workers)
     assert share == {"num_cpus": cpus, "num_gpus": gpus}

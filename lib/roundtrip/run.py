@@ -12,8 +12,9 @@ so that runs never mix::
     cost.json               seconds by stage (differs from time to time)
 
 There is no ledger: a shard is done when its file is there and whole, and every file appears only when it is whole. So
-a killed run goes on where it stopped and ends with the same tables byte for byte. The folder may lie in a store that
-fsspec reaches. There no lock is held: two commands on one run do the work twice and write the same bytes.
+a killed run goes on where it stopped and ends with the same tables byte for byte. COMPENDIUM_RUNS may be a URL of a
+store that fsspec reaches. There no lock is held: two commands on one run do the work twice and write the same bytes.
+Tried with memory:// and with a local folder behind s3://, never with a real object store.
 """
 
 from __future__ import annotations

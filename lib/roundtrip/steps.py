@@ -195,12 +195,12 @@ def _image_reconstruction(rows: pd.DataFrame, items: Sequence[Item], models: Mod
     # 4.3: in this task the CLIP score is the same comparison
     scores |= {"clip_score": ranking.cosine(*pairs[0]), "clip_score_second": scores["similarity_second"]}
     baselines = rows.loc[rows["candidate"] == 0, ["task", "dataset", "item", "domain"]].reset_index(drop=True).assign(
-        kind="greedy", caption=greedy["text"], logprob=greedy["logprob"], n_words=greedy["n_words"],
+        kind="greedy", caption=greedy["text"], **greedy[["logprob", "n_words"]],
         **{name: values[n:] for name, values in clip.items()})
-    paths, files = _named(rows, drawn, index)
-    cost.update(captions=len(captions) + len(greedy), images=len(files))
-    rows = rows.assign(seed=sum(seeds, []), message=captions["text"], reconstruction=paths, source_text=None)
-    return Batch(_finished(rows, captions, drawn, index, scores), baselines, files, cost)
+    cost.update(captions=len(captions) + len(greedy), images=len(drawn.pixels))
+    rows = rows.assign(seed=sum(seeds, []), message=captions["text"], **captions[["logprob", "n_words"]])
+    rows, files = _with_images(rows, drawn, index, "reconstruction")
+    return Batch(_with_scores(rows, scores), baselines, files, cost)
 
 
 def _text_reconstruction(rows: pd.DataFrame, items: Sequence[Item], models: Models, encoders: list[Encoder],
@@ -224,33 +224,35 @@ def _text_reconstruction(rows: pd.DataFrame, items: Sequence[Item], models: Mode
             if originals and getattr(encoder, "reads_images", encoder is not None):
                 scores[name] = ranking.cosine(np.asarray(encoder.embed_images(originals))[source],
                                               np.asarray(encoder.embed_images(drawn.pixels))[index])
-    paths, files = _named(rows, drawn, index)
-    cost.update(captions=len(captions), images=len(files))
-    rows = rows.assign(seed=seeds, message=paths, reconstruction=captions["text"], source_text=texts)
-    return Batch(_finished(rows, captions, drawn, index, scores), pd.DataFrame(), files, cost)
+    cost.update(captions=len(captions), images=len(drawn.pixels))
+    rows = rows.assign(seed=seeds, source_text=texts, reconstruction=captions["text"],
+                       **captions[["logprob", "n_words"]])
+    rows, files = _with_images(rows, drawn, index, "message")
+    return Batch(_with_scores(rows, scores), pd.DataFrame(), files, cost)
 
 
-def _named(rows: pd.DataFrame, drawn: Images, index: np.ndarray) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The path of each row's image, and the U images by path; candidates with one image share the first one's."""
-    names: dict[int, str] = {}
-    for u, item, k in zip(index.tolist(), rows["item"], rows["candidate"], strict=True):
-        names.setdefault(u, f"images/{safe_part(item)}/{k}.png")
-    return [names[u] for u in index.tolist()], {name: drawn.pixels[u] for u, name in names.items()}
+def _with_images(rows: pd.DataFrame, drawn: Images, index: np.ndarray, column: str
+                 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Rows with their image's path in a column, and flagged, truncated; the U images by path.
+
+    Candidates with one image share the path of the first of them.
+    """
+    named = rows.assign(u=index).groupby("u").first()
+    names = [f"images/{safe_part(item)}/{k}.png" for item, k in zip(named["item"], named["candidate"], strict=True)]
+    flagged, truncated = (np.asarray(values, bool)[index] for values in (drawn.flagged, drawn.truncated))
+    rows = rows.assign(**{column: [names[u] for u in index]}, flagged=flagged, truncated=truncated)
+    return rows, dict(zip(names, drawn.pixels, strict=True))
 
 
-def _finished(rows: pd.DataFrame, captions: pd.DataFrame, drawn: Images, index: np.ndarray, scores: Mapping[str, Any]
-              ) -> pd.DataFrame:
-    """The rows with all columns; what was computed from a flagged (blackened) image is no measurement, but null.
+def _with_scores(rows: pd.DataFrame, scores: Mapping[str, Any]) -> pd.DataFrame:
+    """Rows with scores; what was computed from a flagged (blackened) image is no measurement, but null.
 
     Raises UserError where a similarity is not a number: a zero embedding would be similar to nothing, in silence.
     """
-    flagged, truncated = np.asarray(drawn.flagged, bool)[index], np.asarray(drawn.truncated, bool)[index]
     for name in ("similarity", "similarity_second", "clip_score", "clip_score_second"):
-        bad = np.flatnonzero(~np.isfinite(scores[name]) & ~flagged) if np.ndim(scores[name]) else []
+        bad = np.flatnonzero(~np.isfinite(scores[name]) & ~rows["flagged"]) if np.ndim(scores[name]) else []
         if len(bad):
             item, k = rows.loc[bad[0], ["item", "candidate"]]
             raise UserError(f"candidate {k} of item {item}: its {name} is not a number, so an embedding is zero or not "
                             "finite: check that item and the encoder's weights, or use dtype float32")
-    usable = {name: np.where(flagged, np.nan, values) for name, values in scores.items()}
-    return rows.assign(logprob=captions["logprob"], n_words=captions["n_words"], flagged=flagged, truncated=truncated,
-                       **usable)
+    return rows.assign(**{name: np.where(rows["flagged"], np.nan, values) for name, values in scores.items()})
