@@ -17,6 +17,6 @@ def test_every_arm_has_a_line(tmp_path, monkeypatch, capsys):
     assert page.strip() == capsys.readouterr().out.strip() and "nan" not in page and "inf" not in page
     lines = [line for line in page.splitlines() if line.startswith("|")]
     assert len(lines) == len(rows) + 2 and len({line.count("|") for line in lines}) == 1
-    assert all(row.per_second > 0 for row in rows)
+    assert all(row.per_second > 0 and row.flop > 0 for row in rows)
     images = [row.flop for row in rows if row.stage == "images"]
     assert images[0] > 0 and images == pytest.approx([images[0]] * 3)  # every arm needs the same work

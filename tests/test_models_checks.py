@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
@@ -24,6 +25,15 @@ NUCLEUS = Decoding(p=0.9, max_tokens=5)
 SEEDS = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
 LOADERS = {"captioner": (load_captioner, MINI.captioner), "generator": (load_generator, MINI.generator),
            "encoder": (load_encoder, MINI.encoder)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """Garbage is collected at every shortage: what was imported need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
