@@ -95,9 +95,6 @@ def show(result: Mapping[str, float], unit: str = "", digits: int = 2) -> str:
     return f"{result['estimate']:.{digits}f}{unit} {between}".replace("-", "−")
 
 
-# saving
-
-
 def save_figure(fig: Figure, name: str, runs: Runs, alt: str, data: pd.DataFrame | None = None) -> Path:
     """Write <name>.svg, .pdf, .png (300 dpi) and .json into `runs.figures`; return the PNG's path.
 
@@ -116,10 +113,8 @@ def save_figure(fig: Figure, name: str, runs: Runs, alt: str, data: pd.DataFrame
     return runs.figures / f"{name}.png"
 
 
-def claim(
-    text: str, task: str, dataset: str, paper: str, result: Mapping[str, float], unit: str = "", direction: int = 1,
-    margin: float | None = None, note: str = "",
-) -> dict[str, object]:
+def claim(text: str, task: str, dataset: str, paper: str, result: Mapping[str, float], unit: str = "",
+          direction: int = 1, margin: float | None = None, note: str = "") -> dict[str, object]:
     """Return one line of the table of claims: what the paper says, what came out here and the verdict.
 
     result: estimate, low, high and n as `lib.ranking` gives them; direction and margin: as `ranking.verdict`.
@@ -129,8 +124,7 @@ def claim(
     smallest = ranking.detectable(result["low"], result["high"])
     reason = {"insufficient data": "too few sources for an interval",
               "inconclusive": f"smallest effect found with 80 % power: {smallest:.2g} ({unit})"}.get(verdict)
-    numbers = [result[key] for key in ("estimate", "low", "high", "n")]
-    notes = "; ".join(part for part in (note, reason) if part)
+    numbers, notes = (result[key] for key in ("estimate", "low", "high", "n")), "; ".join(filter(None, [note, reason]))
     return dict(zip(CLAIMS, [text, task, dataset, paper, *numbers, unit, verdict, notes], strict=True))
 
 
@@ -139,9 +133,6 @@ def save_claims(table: pd.DataFrame | Iterable[dict], name: str, runs: Runs) -> 
     table = pd.DataFrame(table, columns=CLAIMS)
     write_atomic(runs.figures / "claims" / f"{name}.csv", table.to_csv(index=False))
     return table
-
-
-# images with captions
 
 
 class Cell(NamedTuple):
@@ -179,9 +170,8 @@ def image_grid(rows: Sequence[Sequence[Cell | tuple]], titles: Sequence[str] = (
     return fig
 
 
-def _draw_cell(
-    fig: Figure, cell: Cell, lines: Sequence[str], corner: tuple[float, float], side: float, badge: str
-) -> None:
+def _draw_cell(fig: Figure, cell: Cell, lines: Sequence[str], corner: tuple[float, float], side: float,
+               badge: str) -> None:
     """Draw one cell; corner: the image's lower left, in inches from the figure's."""
     width, height = fig.get_size_inches()
     x, y = corner
@@ -199,8 +189,7 @@ def _draw_cell(
         box = {"facecolor": SELECTED, "edgecolor": "none", "pad": 1.6}
         ax.annotate(badge, (0, 1), (2, 2), xycoords="axes fraction", textcoords="offset points", color="white",
                     fontsize=6, va="bottom", bbox=box)
-    tone = SELECTED if cell.highlighted else GREY
-    fig.text(x / width, (y - 0.05) / height, cell.note, va="top", fontsize=6, color=tone)
+    fig.text(x / width, (y - 0.05) / height, cell.note, va="top", fontsize=6, color=SELECTED if cell.highlighted else GREY)
     inside = cell.image is None  # a text as source stands in the frame
     right, up = (0.05, side - 0.05) if inside else (0, -0.17 if cell.note else -0.05)
     where, text = ((x + right) / width, (y + up) / height), "\n".join(lines)

@@ -52,7 +52,7 @@ def test_the_theme_does_not_take_over_what_a_user_set() -> None:
 
 
 def test_looks_are_fixed_for_the_papers_data_and_every_label_and_colour_is_its_own() -> None:
-    long = ["pictures of a very long summer by the sea, first half", "pictures of another long summer by the sea, first half"]
+    long = ["images of a very long summer by the sea, first half", "images of another long summer by the sea, first half"]
     found = looks(["nocaps", *long, "picturebook-coco", "my_pictures"])
     assert found["picturebook-coco"] == looks(["picturebook-coco"])["picturebook-coco"]
     assert found["nocaps"].color == looks(["picturebook-nocaps"])["picturebook-nocaps"].color
