@@ -141,9 +141,9 @@ def test_missing_models_are_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for load, settings, said in [
-            (load_captioner, CaptionerSettings(id="data/models/hub/no-such"), "make it with ./run_all.sh --fetch"),
-            (load_generator, GeneratorSettings(id="data/models/mini/no-such"), "restore it with git checkout"),
-            (load_encoder, EncoderSettings(id="nobody/no-such"), "HF_HUB_OFFLINE is set; fetch it ahead"),
+            (load_captioner, CaptionerSettings(id="data/models/hub/no-such"), "check the id in the preset"),
+            (load_generator, GeneratorSettings(id="data/models/mini/no-such"), "restore it with git checkout, or check the id"),
+            (load_encoder, EncoderSettings(id="nobody/no-such"), "HF_HUB_OFFLINE is set; check the id"),
             (load_encoder, EncoderSettings(id="openai/clip-vit-large-patch14", revision="0" * 40), "about 1.7 GB"),
             (load_encoder, EncoderSettings(id=str(tmp_path / "no-such")), "check the id in the preset")]:
         with pytest.raises(UserError, match=said) as caught:

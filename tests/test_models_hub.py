@@ -102,8 +102,8 @@ class Nothing(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(("code", "revision", "said"), [
-    ("RepoNotFound", None, "neither the hub .* nor this machine has it"),
-    ("RevisionNotFound", "0123456789abcdef0123456789abcdef01234567", "has no revision 0123")])
+    ("RepoNotFound", None, "Repository Not Found .*check the id and revision"),
+    ("RevisionNotFound", "0123456789abcdef0123456789abcdef01234567", "Revision Not Found for url.*0123")])
 def test_a_hub_id_that_does_not_exist(cache, monkeypatch, code, revision, said):
     monkeypatch.setattr(Nothing, "code", code)
     server, _ = serve(Nothing, monkeypatch)

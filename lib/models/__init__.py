@@ -17,12 +17,17 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib.base import UserError
 from lib.models.hub import fetch_models, missing_models, used_revision, weights_fingerprint
 from lib.models.types import Caption, Images
 from lib.presets import CaptionerSettings, EncoderSettings, GeneratorSettings, ModelSettings, Preset
+
+if TYPE_CHECKING:  # torch and transformers are slow to import
+    from lib.models.captioners import Captioner
+    from lib.models.encoders import Encoder
+    from lib.models.generators import Diffusers as Generator
 
 __all__ = ["Caption", "Images", "Models", "describe", "fetch_models", "load_captioner", "load_encoder",
            "load_generator", "load_models", "missing_models", "unknown_words", "weights_fingerprint"]
@@ -41,10 +46,10 @@ ADAPTERS = {
 class Models:
     """The frozen models of one round trip; the second encoder only measures, it never selects."""
 
-    captioner: Any
-    generator: Any
-    encoder: Any
-    second_encoder: Any = None
+    captioner: Captioner
+    generator: Generator
+    encoder: Encoder
+    second_encoder: Encoder | None = None
 
 
 def load_models(preset: Preset, device: str | None = None) -> Models:
@@ -54,17 +59,17 @@ def load_models(preset: Preset, device: str | None = None) -> Models:
                   load_encoder(preset.encoder, device), second and load_encoder(second, device))
 
 
-def load_captioner(settings: CaptionerSettings, device: str | None = None) -> Any:
+def load_captioner(settings: CaptionerSettings, device: str | None = None) -> Captioner:
     """Return a captioner. Raises UserError in one line if it cannot be had or would give nonsense."""
     return _load("captioner", settings, device)
 
 
-def load_generator(settings: GeneratorSettings, device: str | None = None) -> Any:
+def load_generator(settings: GeneratorSettings, device: str | None = None) -> Generator:
     """Return a generator. Raises UserError in one line if it cannot be had or would give nonsense."""
     return _load("generator", settings, device)
 
 
-def load_encoder(settings: EncoderSettings, device: str | None = None) -> Any:
+def load_encoder(settings: EncoderSettings, device: str | None = None) -> Encoder:
     """Return an encoder. Raises UserError in one line if it cannot be had or would give nonsense."""
     return _load("encoder", settings, device)
 

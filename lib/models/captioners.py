@@ -80,9 +80,9 @@ class Captioner:
     def _batch(self, images: Sequence[Any], rows: list[tuple[int, int]], decoding: Decoding) -> list[Caption]:
         """Caption rows (image, seed): every image is encoded once and gets equally many rows, of which the
         surplus is dropped."""
-        seeds: dict[int, list[int]] = {}
+        seeds: dict[int, list[int]] = {i: [] for i, _ in rows}
         for i, seed in rows:
-            seeds.setdefault(i, []).append(seed)
+            seeds[i].append(seed)
         each = max(map(len, seeds.values()))
         padded = [seed for row in seeds.values() for seed in row + [0] * (each - len(row))]
         made = self._rows([as_pil(images[i]) for i in seeds], padded, each, decoding)

@@ -6,6 +6,7 @@ unless ``HF_HUB_OFFLINE`` is set. Only safetensors are read, and no code of a ch
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -21,11 +22,10 @@ log = logging.getLogger(__name__)
 
 BLIP_FOLDER = "data/models/hub/blip-large-coco"  # converted from the checkpoint of BLIP's authors
 HINT = "--preset mini needs no download"
-# Download sizes in GB where the hub cannot be asked: published parameter counts times bytes a weight.
-APPROXIMATE_GB = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": 5.5, "stabilityai/sdxl-turbo": 6.9,
-    "openai/clip-vit-large-patch14": 1.7, "openai/clip-vit-base-patch32": 0.6, BLIP_FOLDER: 1.9,
-    "Salesforce/blip-image-captioning-large": 1.9}
+# Download sizes where the hub cannot be asked: published parameter counts times bytes a weight.
+GB = {"stable-diffusion-v1-5/stable-diffusion-v1-5": 5.5, "stabilityai/sdxl-turbo": 6.9, BLIP_FOLDER: 1.9,
+      "openai/clip-vit-large-patch14": 1.7, "openai/clip-vit-base-patch32": 0.6,
+      "Salesforce/blip-image-captioning-large": 1.9}
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _SHARD = "-?????-of-?????"
 _SAMPLED_BEYOND = 64 << 20  # bytes: of larger files the fingerprint reads samples
@@ -83,20 +83,17 @@ def folder_of(model: Wanted) -> Path:
     Raises UserError in one line, with the size where it is known, if the model cannot be had.
     """
     folder = _present(model)
-    if folder is None and not model.local:
-        folder = _fetch(model)
+    if not model.local:
+        return folder or _fetch(model)
     if folder is None and model.place.is_dir():
-        pickles = any(file.suffix in (".bin", ".pth", ".ckpt", ".pt") for file in model.place.rglob("*"))
-        raise UserError(f"model folder {model.place} lacks *.safetensors or folders of its parts"
-                        f"{' (pickles are never read: convert them)' if pickles else ''}; {HINT}")
+        raise UserError(f"model folder {model.place} lacks *.safetensors or folders of its parts (pickles are never "
+                        f"read: convert them); {HINT}")
     if folder is None:
-        remedy = {"data/models/mini": "restore it with git checkout", "data/models/hub": "make it with ./run_all.sh "
-                  f"--fetch --preset PRESET{_size(model.id)}"}.get(model.id[:16].rstrip("/"), "check the id in the "
-                  "preset (a folder, or owner/name on the hub)")
+        remedy = (f"make it{_size(model)} with ./run_all.sh --fetch --preset PRESET" if model.id == BLIP_FOLDER else
+                  "restore it with git checkout, or check the id in the preset (a folder, or owner/name on the hub)")
         raise UserError(f"model folder {model.place} is missing: {remedy}; {HINT}")
-    for index in folder.rglob("*.safetensors.index.json") if model.local else ():
-        whole = index.with_name(index.name.removesuffix(".index.json"))
-        if whole.is_file():
+    for index in folder.rglob("*.safetensors.index.json"):
+        if (whole := index.with_name(index.name.removesuffix(".index.json"))).is_file():
             raise UserError(f"model folder {index.parent} holds both {whole.name} and the shards that {index.name} "
                             "lists: remove one of them")
     return folder
@@ -139,16 +136,12 @@ def _fetch(model: Wanted) -> Path:
     try:
         if not _connected():
             raise ConnectionError("the hub cannot be reached, or HF_HUB_OFFLINE is set")
-        log.warning("fetching %s from the hub%s", model.id, _size(model.id))
+        log.warning("fetching %s from the hub%s", model.id, _size(model))
         folder = Path(model.snapshot())
-    except Exception as error:  # the client raises many kinds; all mean: not fetched
-        reason = {
-            "GatedRepoError": "accept its terms on the hub and set HF_TOKEN",
-            "RepositoryNotFoundError": "neither the hub (unless it is private) nor this machine has it, check the id",
-            "RevisionNotFoundError": f"it has no revision {model.revision}, check the preset"}.get(
-            type(error).__name__, f"{(str(error).strip().splitlines() or [''])[0][:160]}; fetch it ahead with "
-            "./run_all.sh --fetch --preset PRESET on a connected machine, or give a local folder as its id")
-        raise UserError(f"model {model.id} is missing{_size(model.id)}: {reason}; {HINT}") from error
+    except Exception as error:  # the client raises many kinds, with long explanations; all mean: not fetched
+        raise UserError(f"model {model.id} is missing{_size(model)}: {' '.join(str(error).split())[:400]}; check the id "
+                        "and revision in the preset, fetch it ahead with ./run_all.sh --fetch --preset PRESET on a "
+                        f"connected machine, or give a local folder as its id; {HINT}") from error
     if not _complete(folder, model):
         raise UserError(f"model {model.id} lacks *.safetensors of some of its parts: set variant in the preset if it "
                         'has them under another ending (such as "fp16"), or choose another model')
@@ -161,14 +154,13 @@ def _connected() -> bool:
 
     try:
         return not constants.HF_HUB_OFFLINE and get_session().head(constants.ENDPOINT, timeout=10) is not None
-    except Exception as error:  # its HTTP library has many kinds; all mean: no answer
-        log.debug("no connection to the hub: %s", error)
+    except Exception:  # its HTTP library has many kinds; all mean: no answer
         return False
 
 
-def _size(model_id: str) -> str:
+def _size(model: Wanted) -> str:
     """The download size in words, if it is known."""
-    return f" (about {APPROXIMATE_GB[model_id]} GB)" if model_id in APPROXIMATE_GB else ""
+    return f" (about {GB[model.id]} GB)" if model.id in GB else ""
 
 
 def missing_models(preset: Preset) -> list[tuple[str, int]]:
@@ -177,21 +169,16 @@ def missing_models(preset: Preset) -> list[tuple[str, int]]:
     The hub tells the bytes; without a network they are estimates, 0 where nothing is known. An adapter
     class of your own is left out: it may need no files. Raises UserError for a local folder that is absent.
     """
-    models = _absent(preset)
-    connected = any(not model.local for model in models) and _connected()
-    return [(model.id, _bytes(model, connected)) for model in models]
-
-
-def _bytes(model: Wanted, connected: bool) -> int:
-    """How much a model's files would download."""
-    if model.local and model.id != BLIP_FOLDER:
-        folder_of(model)
-    try:
-        if connected and not model.local:
-            return sum(file.file_size or 0 for file in model.snapshot(dry_run=True) if file.will_download)
-    except Exception as error:  # no such model: the fetch itself says so
-        log.debug("size of %s unknown: %s", model.id, error)
-    return int(1e9 * APPROXIMATE_GB.get(model.id, 0))
+    sizes, connected = [], _connected()
+    for model in _absent(preset):
+        size = int(1e9 * GB.get(model.id, 0))
+        if model.local and model.id != BLIP_FOLDER:
+            folder_of(model)
+        elif connected and not model.local:
+            with contextlib.suppress(Exception):  # no such model: the fetch itself says so
+                size = sum(file.file_size or 0 for file in model.snapshot(dry_run=True) if file.will_download)
+        sizes.append((model.id, size))
+    return sizes
 
 
 def fetch_models(preset: Preset) -> None:

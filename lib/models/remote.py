@@ -61,7 +61,7 @@ class PaidCalls:
     def spent(self) -> float:
         """What all calls so far cost."""
         ledger = self.folder / "spent.json"
-        return float(json.loads(ledger.read_text(encoding="utf-8"))["spent"]) if ledger.is_file() else 0.0
+        return json.loads(ledger.read_text(encoding="utf-8"))["spent"] if ledger.is_file() else 0.0
 
     def answer(self, request: Mapping[str, Any], variant: str = "") -> bytes:
         """Return the answer to a JSON request; ``variant`` tells apart calls with equal requests."""
@@ -71,30 +71,19 @@ class PaidCalls:
         self.file = self.folder / hashlib.sha256(f"{variant}\x1f{text}".encode()).hexdigest()
         if self.file.is_file():
             return self.file.read_bytes()
-        key = self._key()
-        self._pay()
-        answer = self._send(request, key).replace(key.encode(), b"***")  # some services repeat it; it is never kept
-        write_atomic(self.file, answer)
-        return answer
-
-    def _pay(self) -> None:
-        """Add one call to the ledger, or refuse."""
+        key = os.environ.get(self.key_env, "")
+        if not key or not key.isascii() or not key.isprintable():  # the error of the header would show it whole
+            raise UserError(f"environment variable {self.key_env} {'holds a line end or the like' if key else 'is not set'}"
+                            f": it must hold the key for {self.url}")
         with FileLock(self.folder / ".lock"):
             total = self.spent + self.price
             if total > self.cap + 1e-12:
                 raise UserError(f"cost cap reached: {self.spent:.4g} of {self.cap:.4g} spent at {self.url}: raise cap "
                                 "in the preset's options to go on")
             write_atomic(self.folder / "spent.json", json.dumps({"spent": total}))
-
-    def _key(self) -> str:
-        """The key, from the environment."""
-        key = os.environ.get(self.key_env)
-        if not key:
-            raise UserError(f"environment variable {self.key_env} is not set: it must hold the key for {self.url}")
-        if not key.isascii() or not key.isprintable():  # the error of the header would show it whole
-            raise UserError(f"environment variable {self.key_env} holds a line end or another character that no header "
-                            f"can carry: set the key for {self.url} again")
-        return key
+        answer = self._send(request, key).replace(key.encode(), b"***")  # some services repeat it; it is never kept
+        write_atomic(self.file, answer)
+        return answer
 
     def _send(self, request: Mapping[str, Any], key: str) -> bytes:
         """POST a request with the key as bearer token; that its rules forbid a request is an answer too."""
@@ -104,15 +93,13 @@ class PaidCalls:
                 session.mount("https://", HTTPAdapter(max_retries=BUSY))
                 answer = session.post(self.url, json=request, headers={"Authorization": f"Bearer {key}"},
                                       timeout=TIMEOUT, allow_redirects=False)  # a key follows no redirect
+            if answer.status_code == 200 or refused(answer.content):
+                return answer.content
+            said = f"HTTP {answer.status_code}: {answer.text[:200]}"
         except requests.RequestException as error:
-            raise self._failed(str(error).replace(key, "***")) from None
-        if answer.status_code == 200 or refused(answer.content):
-            return answer.content
-        raise self._failed(f"HTTP {answer.status_code}: {answer.text.replace(key, '***')[:200]}")
-
-    def _failed(self, said: str) -> UserError:
-        return UserError(f"{self.url} did not answer: {' '.join(said.split())[:300]}; rows already written stay, run "
-                         "again to go on")
+            said = str(error)
+        raise UserError(f"{self.url} did not answer: {' '.join(said.replace(key, '***').split())[:300]}; rows already "
+                        "written stay, run again to go on")
 
 
 def refused(answer: bytes) -> bool:
