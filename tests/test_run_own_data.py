@@ -48,7 +48,7 @@ def test_images_without_captions_run_to_the_summary(tmp_path):
     images(tmp_path / "my images", 3)
     out, executed = whole(tmp_path, "--dataset", "folder:./my images/")
     assert len(executed) == len(run.select(""))
-    assert "my images: 3 images, 0 captions" in out and "3 images without captions" in out
+    assert "my images: 3 images, 0 captions" in out
     assert out.count("skipped: ") == 1 and "has no captions, which text reconstruction starts from" in out
     assert "the mini models know only the objects of their picture book" in out
 
@@ -64,8 +64,8 @@ def test_several_own_folders_of_one_name_in_a_preset(tmp_path):
     images(tmp_path / "a" / "set", 3, captions=True)
     images(tmp_path / "b" / "set", 6, captions=True)
     (tmp_path / "mine.toml").write_text('base = "mini"\ndatasets = ["folder:a/set", "folder:b/set"]\n')
-    _, executed = whole(tmp_path, "--preset", "mine.toml", "--only", "01,02,03,05,90")
-    assert len(executed) == 5
+    _, executed = whole(tmp_path, "--preset", "mine.toml", "--only", "01,03,05,90")
+    assert len(executed) == 4
     assert "set (2)" in nbformat.writes(nbformat.read(executed[0], 4))
 
 
