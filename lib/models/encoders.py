@@ -57,15 +57,13 @@ class Encoder:
     def embed_images(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
         """Return raw embeddings, float32 (B, d). images: PIL, or uint8 arrays (H, W, 3)."""
         if not self.reads_images:
-            raise UserError(f"encoder {self.settings.id} (adapter {self.settings.adapter}) embeds texts only: "
-                            "choose another encoder for image reconstruction")
+            raise UserError(f"encoder {self.settings.id} embeds texts only: choose another for image reconstruction")
         return self._embed(len(images), lambda rows: self._images([as_pil(image) for image in images[rows]]))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return raw embeddings, float32 (B, d); each distinct text is encoded once."""
         if not self.reads_texts:
-            raise UserError(f"encoder {self.settings.id} (adapter {self.settings.adapter}) embeds images only: "
-                            "choose another encoder for text reconstruction")
+            raise UserError(f"encoder {self.settings.id} embeds images only: choose another for text reconstruction")
         distinct = list(dict.fromkeys(texts))
         place = {text: i for i, text in enumerate(distinct)}
         embedded = self._embed(len(distinct), lambda rows: self._texts(distinct[rows]))
@@ -90,19 +88,13 @@ class Clip(Encoder):
     model_types = ("clip",)
 
     def _load(self) -> None:
-        from transformers import CLIPModel, CLIPProcessor
-
-        self.model = load_transformer(CLIPModel, self)
-        processor = load_processor(CLIPProcessor, self.folder)
-        self._preprocess, self.tokenizer = processor.image_processor, processor.tokenizer
-        self._longest = self.model.config.text_config.max_position_embeddings
+        super()._load()
         check_clip_text(self.model.config.text_config, self.tokenizer, self.settings.id)
 
     def _images(self, images: list[Image.Image]) -> torch.Tensor:
-        pixels = self._preprocess(images, return_tensors="pt").pixel_values
-        pixels = pixels.to(self.device, self.dtype)
+        inputs = self._preprocess(images, return_tensors="pt").to(self.device, self.dtype)
         tower = self.model.get_image_features if self.settings.projected else self.model.vision_model
-        return tower(pixel_values=pixels).pooler_output
+        return tower(**inputs).pooler_output
 
     def _texts(self, texts: list[str]) -> torch.Tensor:
         # A fixed length, so that a row's numbers do not depend on its neighbours' lengths.
@@ -118,8 +110,7 @@ class Siglip(Encoder):
     model_types = ("siglip", "siglip2")
 
     def _images(self, images: list[Image.Image]) -> torch.Tensor:
-        inputs = self._preprocess(images, return_tensors="pt").to(self.device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+        inputs = self._preprocess(images, return_tensors="pt").to(self.device, self.dtype)
         return self.model.get_image_features(**inputs).pooler_output
 
     def _texts(self, texts: list[str]) -> torch.Tensor:
@@ -136,8 +127,8 @@ class Dino(Encoder):
     reads_texts = False
 
     def _images(self, images: list[Image.Image]) -> torch.Tensor:
-        pixels = self._preprocess(images, return_tensors="pt").pixel_values
-        return self.model(pixel_values=pixels.to(self.device, self.dtype)).pooler_output
+        inputs = self._preprocess(images, return_tensors="pt").to(self.device, self.dtype)
+        return self.model(**inputs).pooler_output
 
 
 class Sentence(Encoder):
