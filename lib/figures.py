@@ -57,7 +57,7 @@ def use_theme() -> None:
     """Set the project's theme, whatever matplotlibrc or MPLBACKEND say; a notebook shows figures inline."""
     shell = get_ipython()
     if shell is not None and hasattr(shell, "kernel"):
-        plt.switch_backend("inline")
+        shell.run_line_magic("matplotlib", "inline")
     plt.rcdefaults()
     sns.set_theme(context="paper", style="ticks", palette=PALETTE, rc=RC)
 
