@@ -2,12 +2,15 @@
 
 ::
 
-    trip = Trip(pick_item("picturebook-coco", "88"), "image", load_preset("mini"), "picturebook-coco")
-    for candidates in reconstruct(trip, models_for(trip.preset)):   # grows as models answer
-        print(table(candidates))
+    preset = load_preset("mini")
+    trip = Trip(typed("two red owls on a beach"), "text", preset)
+    for made in reconstruct(trip, models_for(preset)):   # a table that fills up as models answer
+        print(made)
 
-Seeds, comparison and ranks are those of ``lib.roundtrip``, so that a source of a dataset has the same
-rows here as in a run.
+Candidates are a DataFrame, a row each: seed, caption, logprob, image (PIL, None: not yet), flagged, truncated,
+similarity (by the preset's choice, NaN: not yet), second (cosine of the second encoder), then scores. In image
+reconstruction the caption is the candidate and the image its reconstruction, in text reconstruction the reverse.
+Seeds and similarities are those of ``lib.roundtrip``: a source of a dataset has the same rows here as in a run.
 """
 
 from __future__ import annotations
@@ -27,12 +30,11 @@ from lib import ranking
 from lib.base import UserError
 from lib.data import Dataset, Item, decode_image, load_dataset
 from lib.metrics import References, clipscore, score_captions, score_semantics
-from lib.models import Images, Models, load_captioner, load_encoder, load_generator
-from lib.presets import Preset
+from lib.models import Images, Models, load_captioner, load_encoder, load_generator, unknown_words
+from lib.presets import ModelSettings, Preset
 from lib.roundtrip.run import Run, runs_root
-from lib.roundtrip.steps import candidate_seeds, noise_seeds, source_text
+from lib.roundtrip.steps import candidate_seeds, caption_candidates, noise_seeds, similarities, source_text
 
-FIRST_SOURCE = {"picturebook-coco": "107"}  # what a fresh page shows: a source with a clear winner
 OWN = "own"  # the dataset that own images and texts belong to, in seeds
 QUICK_SCORES = ("bleu4", "cider", "rouge_l")  # METEOR and SPICE take seconds: runs have them
 
@@ -44,9 +46,7 @@ class Given(Item):
     pixels: Image.Image | None = field(default=None, compare=False)
 
     def image(self) -> Image.Image:
-        """Return the image in RGB; UserError for a text."""
-        if self.pixels is None:
-            raise UserError("this source is a text and has no image: choose text reconstruction")
+        """Return the image in RGB."""
         return self.pixels
 
 
@@ -59,36 +59,27 @@ def typed(text: str) -> Given:
     """Return a typed text as a source; UserError if it is empty."""
     words = " ".join(text.split())
     if not words:
-        raise UserError("the text is empty: type a text first")
+        raise UserError("the text is empty: type one first")
     return Given(hashlib.sha256(words.encode()).hexdigest()[:12], None, (words,))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=6)
 def dataset(name: str) -> Dataset:
     """Return a dataset by name, read once."""
     return load_dataset(name)
 
 
-def pick_item(name: str, item: str) -> Item:
-    """Return an item of a dataset by its id."""
-    return dataset(name).by_id()[item]
-
-
 @lru_cache(maxsize=6)
-def _model(kind: str, settings: str) -> Any:
+def _model(kind: type[ModelSettings], settings: str) -> Any:
     """A loaded model, kept for the next use; settings as JSON."""
-    from lib.presets import CaptionerSettings, EncoderSettings, GeneratorSettings
-
-    load, parse = {"captioner": (load_captioner, CaptionerSettings), "generator": (load_generator, GeneratorSettings),
-                   "encoder": (load_encoder, EncoderSettings)}[kind]
-    return load(parse.model_validate_json(settings))
+    load = {"CaptionerSettings": load_captioner, "GeneratorSettings": load_generator, "EncoderSettings": load_encoder}
+    return load[kind.__name__](kind.model_validate_json(settings))
 
 
 def models_for(preset: Preset) -> Models:
     """Return a preset's models; those with equal settings are loaded once."""
-    second = preset.second_encoder
-    return Models(*(_model(kind, getattr(preset, kind).model_dump_json()) for kind in ("captioner", "generator", "encoder")),
-                  None if second is None else _model("encoder", second.model_dump_json()))
+    parts = (preset.captioner, preset.generator, preset.encoder, preset.second_encoder)
+    return Models(*(part and _model(type(part), part.model_dump_json()) for part in parts))
 
 
 # --- a round trip and its candidates -----------------------------------------------------------
@@ -112,9 +103,9 @@ class Trip:
             raise UserError("this image has no caption to start from: choose image reconstruction, or type a text")
 
     @property
-    def text(self) -> str | None:
-        """The text that text reconstruction starts from."""
-        return source_text(self.source, self.dataset, self.seed) if self.task == "text" else None
+    def text(self) -> str:
+        """The text that text reconstruction starts from; empty in image reconstruction."""
+        return source_text(self.source, self.dataset, self.seed) if self.task == "text" else ""
 
     @property
     def image(self) -> Image.Image | None:
@@ -122,169 +113,144 @@ class Trip:
         return self.source.image() if self.source.path or getattr(self.source, "pixels", None) else None
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One candidate as far as it is made; None and NaN: not yet, or not to be had.
-
-    caption: the candidate in image reconstruction, the reconstruction in text reconstruction; image: the
-    other one, uint8 (H, W, 3); similarity: by the preset's choice; second: cosine of the second encoder.
-    """
-
-    index: int
-    seed: int
-    caption: str | None = None
-    image: np.ndarray | None = None
-    logprob: float = np.nan
-    flagged: bool = False
-    truncated: bool = False
-    similarity: float = np.nan
-    second: float = np.nan
-    scores: dict[str, float] = field(default_factory=dict)
-
-
-def reconstruct(trip: Trip, models: Models) -> Iterator[list[Candidate]]:
-    """Yield the candidates each time a model has answered: first unfinished, at last all compared."""
-    source = (trip.dataset, [trip.source], trip.n_candidates, trip.seed)
-    noise = (noise_seeds(trip.preset, *source) if trip.task == "image" else candidate_seeds("noise", *source))[0]
+def reconstruct(trip: Trip, models: Models) -> Iterator[pd.DataFrame]:
+    """Yield the candidates each time one more is finished; before the first, all as far as they are known."""
+    _check_words(trip.text, models)
+    size, sender = (trip.dataset, [trip.source], trip.n_candidates, trip.seed), trip.preset.captioner.sender
     if trip.task == "image":
-        seeds = candidate_seeds("caption", *source)[0]
-        captions = models.captioner.caption([trip.image], [seeds], trip.preset.captioner.sender)[0]
-        made = [Candidate(k, seed, c.text, None, c.logprob)
-                for k, (seed, c) in enumerate(zip(seeds, captions, strict=True))]
+        seeds, noise = candidate_seeds("caption", *size), noise_seeds(trip.preset, *size)[0]
+        captions = caption_candidates(models.captioner, [trip.image], seeds, sender)
+        made = [_candidate(seed, c.text, c.logprob) for seed, c in zip(seeds[0], captions.itertuples(), strict=True)]
     else:
-        made = [Candidate(k, seed) for k, seed in enumerate(noise)]
-    yield made
-    for k, candidate in enumerate(made):
-        candidate = _drawn(candidate, candidate.caption or trip.text, noise[k], models)
+        noise = candidate_seeds("noise", *size)[0]
+        made = [_candidate(seed) for seed in noise]
+    yield pd.DataFrame(made)
+    for k, one in enumerate(made):
+        one |= _drawn(one["caption"] or trip.text, noise[k], models)
         if trip.task == "text":
-            seed = candidate_seeds("receiver", *source)[0][k]
-            caption = models.captioner.caption([candidate.image], [[seed]], trip.preset.captioner.receiver)[0][0]
-            candidate = replace(candidate, caption=caption.text, logprob=caption.logprob)
-        made[k] = compare(trip, candidate, models)
-        yield made
+            seed = candidate_seeds("receiver", *size)[0][k]
+            caption = caption_candidates(models.captioner, [one["image"]], [[seed]], trip.preset.captioner.receiver)
+            one |= {"caption": caption["text"][0], "logprob": caption["logprob"][0]}
+        one |= _compared(trip, one, models)
+        yield pd.DataFrame(made)
 
 
-def _drawn(candidate: Candidate, text: str, noise: int, models: Models) -> Candidate:
-    """A candidate with the image that the generator makes of a text."""
+def _candidate(seed: int, caption: str = "", logprob: float = np.nan) -> dict[str, Any]:
+    return {"seed": seed, "caption": caption, "logprob": logprob, "image": None, "flagged": False, "truncated": False,
+            "similarity": np.nan, "second": np.nan}
+
+
+def _check_words(text: str, models: Models) -> None:
+    """Raise UserError that names the words of a text which a model with a small vocabulary does not know."""
+    words = dict.fromkeys(unknown_words(models.generator, text) + unknown_words(models.encoder, text))
+    if words:
+        raise UserError(f"these models do not know: {', '.join(words)}. Use other words, or one of the examples")
+
+
+def _drawn(text: str, noise: int, models: Models) -> dict[str, Any]:
+    """What the generator makes of a text."""
     images = Images.of(models.generator.generate([text], [noise]))
-    return replace(candidate, image=np.asarray(images.pixels[0]), flagged=bool(images.flagged[0]),
-                   truncated=bool(images.truncated[0]))
+    return {"image": Image.fromarray(images.pixels[0]), "flagged": bool(images.flagged[0]),
+            "truncated": bool(images.truncated[0])}
 
 
-def embeddings(trip: Trip, candidate: Candidate, encoder: Any) -> tuple[np.ndarray, np.ndarray]:
+def embeddings(trip: Trip, candidate: Any, encoder: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return raw embeddings, each (1, d), of the source and of a candidate's reconstruction."""
     if trip.task == "image":
-        return encoder.embed_images([trip.image]), encoder.embed_images([candidate.image])
-    return encoder.embed_texts([trip.text]), encoder.embed_texts([candidate.caption])
+        return encoder.embed_images([trip.image]), encoder.embed_images([candidate["image"]])
+    return encoder.embed_texts([trip.text]), encoder.embed_texts([candidate["caption"]])
 
 
-def compare(trip: Trip, candidate: Candidate, models: Models) -> Candidate:
-    """Return a candidate with its similarities; an image that the safety checker withheld has none."""
-    if candidate.flagged:
-        return candidate
-    pair, second = embeddings(trip, candidate, models.encoder), models.second_encoder
-    if trip.preset.similarity == "euclidean":
-        similarity = -float(ranking.euclidean(*pair)[0])
-    else:
-        similarity = float(ranking.cosine(*pair)[0])
-    reads = second is not None and (second.reads_images if trip.task == "image" else second.reads_texts)
-    other = float(ranking.cosine(*embeddings(trip, candidate, second))[0]) if reads else np.nan
-    return replace(candidate, similarity=similarity, second=other)
+def _compared(trip: Trip, candidate: Any, models: Models) -> dict[str, float]:
+    """A candidate's similarities; an image that the safety checker withheld has none."""
+    if candidate["flagged"]:
+        return {}
+    second = models.second_encoder if getattr(models.second_encoder, f"reads_{trip.task}s", True) else None
+    found = similarities(trip.preset, *embeddings(trip, candidate, models.encoder),
+                         second and embeddings(trip, candidate, second))
+    return {"similarity": found["similarity"][0], "second": np.ravel(found["similarity_second"])[0]}
 
 
-def own_caption(trip: Trip, text: str, models: Models) -> Candidate:
-    """Return what a caption by hand leads to, from the noise of the first candidate. Its index is -1."""
+def own_caption(trip: Trip, text: str, models: Models) -> pd.DataFrame:
+    """Return what a caption by hand leads to, one row, from the noise of the first candidate."""
     if trip.task != "image":
         raise UserError("a caption of your own needs a source image: choose image reconstruction")
     words = typed(text).references[0]
+    _check_words(words, models)
     noise = noise_seeds(trip.preset, trip.dataset, [trip.source], 1, trip.seed)[0][0]
-    return compare(trip, _drawn(Candidate(-1, noise, words), words, noise, models), models)
+    one = _candidate(noise, words) | _drawn(words, noise, models)
+    return pd.DataFrame([one | _compared(trip, one, models)])
 
 
-def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return candidates from the most to the least similar; those not compared come last."""
-    return sorted(candidates, key=lambda c: (np.isnan(c.similarity), -c.similarity if c.similarity == c.similarity else 0))
+def ranked(made: pd.DataFrame) -> pd.DataFrame:
+    """Return candidates from the most to the least similar; those without similarity come last."""
+    return made.sort_values("similarity", ascending=False, kind="stable", na_position="last")
 
 
-def chain(trip: Trip, rounds: int, models: Models) -> Iterator[dict[str, Any]]:
-    """Yield one record a round: the selected candidate becomes the next source; similarity to the first source."""
-    first = trip
+def chain(trip: Trip, rounds: int, models: Models) -> Iterator[pd.DataFrame]:
+    """Yield the rounds so far, a row each: the selected candidate, which is the next round's source.
+
+    Column first: its similarity to the first source. Ends early where the safety checker withheld all images.
+    """
+    first, found = trip, []
     for number in range(1, rounds + 1):
-        for candidates in reconstruct(trip, models):
-            pass
-        best = ranked(candidates)[0]
-        if best.flagged:
+        *_, made = reconstruct(trip, models)
+        best = ranked(scored(first, made, models, None)).iloc[0]
+        if best["flagged"]:
             return
-        yield {"round": number, "best": best, "to_last": best.similarity,
-               "to_first": compare(first, best, models).similarity, "sem_f": _semantics(first, [best])[0].get("sem_f")}
-        key = f"{first.source.id}~{number}"
-        source = (Given(key, None, (best.caption,)) if trip.task == "text"
-                  else Given(key, None, pixels=Image.fromarray(best.image)))
-        trip = replace(trip, source=source)
+        found.append(best.to_dict() | {"first": _compared(first, best, models)["similarity"]})
+        yield pd.DataFrame(found)
+        source = ({"references": (best["caption"],)} if trip.task == "text" else {"pixels": best["image"]})
+        trip = replace(trip, source=Given(f"{first.source.id}~{number}", None, **source))
 
 
 # --- scores ------------------------------------------------------------------------------------
 
 
-def scored(trip: Trip, candidates: Sequence[Candidate], models: Models, lender: str) -> list[Candidate]:
-    """Return candidates with scores of their captions, or of their images in text reconstruction.
+def scored(trip: Trip, made: pd.DataFrame, models: Models, home: str | None) -> pd.DataFrame:
+    """Return candidates with scores of their captions, or of their images in text reconstruction, as far as can be.
 
-    lender: the dataset whose document frequencies an own image borrows. METEOR and SPICE are left to runs.
+    home: the dataset whose document frequencies count, an own image borrows them; None: no scores by references.
     """
-    usable = [c for c in candidates if not c.flagged]
+    usable, scores, encoder = made[~made["flagged"]], {}, models.encoder
+    captions = usable["caption"].tolist()
+    if trip.image is None or usable.empty or not getattr(encoder, "reads_images", True):
+        return made
+    image = np.repeat(encoder.embed_images([trip.image]), len(usable), axis=0)
     if trip.task == "text":
-        if trip.image is None:
-            return list(candidates)
-        image = models.encoder.embed_images([trip.image])
-        found = [{"clip_score": float(ranking.cosine(image, models.encoder.embed_images([c.image]))[0])} for c in usable]
+        scores["clip_score"] = ranking.cosine(image, encoder.embed_images(usable["image"].tolist()))
     else:
-        found = _caption_scores(trip, usable, models, lender)
-    made = {c.index: replace(c, scores=scores) for c, scores in zip(usable, found, strict=True)}
-    return [made.get(c.index, c) for c in candidates]
+        if trip.source.references and home:
+            references = References.build({**dataset(home).references, trip.source.id: trip.source.references})
+            scores |= score_captions([trip.source.id] * len(captions), captions, references, QUICK_SCORES).items()
+        if getattr(encoder, "reads_texts", True):
+            scores["clipscore"] = clipscore(image, encoder.embed_texts(
+                [f"{trip.preset.encoder.prompt} {caption}" for caption in captions]))
+    if trip.source.scene:
+        scores["sem_f"] = score_semantics(captions, [trip.source.scene] * len(captions))["sem_f"]
+    table = pd.DataFrame({name: np.asarray(values) for name, values in scores.items()}, index=usable.index)
+    return made.join(table.dropna(axis=1, how="all"))
 
 
-def _caption_scores(trip: Trip, candidates: Sequence[Candidate], models: Models, lender: str) -> list[dict[str, float]]:
-    """Scores against the references, the true scene and the image, as far as each is there."""
-    found: list[dict[str, float]] = _semantics(trip, candidates)
-    captions, encoder = [c.caption for c in candidates], models.encoder
-    if trip.source.references:
-        home = dataset(lender if trip.dataset == OWN else trip.dataset).references
-        references = References.build({**home, trip.source.id: trip.source.references})
-        table = score_captions([trip.source.id] * len(captions), captions, references, QUICK_SCORES)
-        for scores, row in zip(found, table.to_dict("records"), strict=True):
-            scores.update({name: value for name, value in row.items() if pd.notna(value)})
-    if encoder.reads_texts and encoder.reads_images:
-        texts = encoder.embed_texts([f"{trip.preset.encoder.prompt} {caption}" for caption in captions])
-        image = np.repeat(encoder.embed_images([trip.image]), len(texts), axis=0)
-        for scores, value in zip(found, clipscore(image, texts), strict=True):
-            scores["clipscore"] = float(value)
-    return found
+# --- finished runs -----------------------------------------------------------------------------
 
 
-def _semantics(trip: Trip, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
-    """Semantic F1 against the source's true scene, where that is known."""
-    if trip.source.scene is None:
-        return [{} for _ in candidates]
-    table = score_semantics([c.caption for c in candidates], [trip.source.scene] * len(candidates))
-    return [{"sem_f": float(value)} for value in table["sem_f"]]
-
-
-def table(candidates: Sequence[Candidate]) -> pd.DataFrame:
-    """Return candidates as a table, most similar first, for a cell."""
-    return pd.DataFrame([{"rank": rank, "candidate": c.index, "caption": c.caption, "similarity": c.similarity,
-                          "second encoder": c.second, "log p": c.logprob, **c.scores}
-                         for rank, c in enumerate(ranked(candidates), start=1)])
-
-
-def finished_runs() -> list[Run]:
-    """Return the finished runs whose dataset is on this machine, newest first."""
-    found = []
+def finished_runs(names: Sequence[str]) -> dict[str, Run]:
+    """Return the finished runs over datasets of those names, by the runs' names, newest first."""
+    homes, found = {dataset(name).name: dataset(name) for name in names}, {}
     for path in sorted(runs_root().glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         info = json.loads(path.read_text(encoding="utf-8"))
-        try:
-            home = dataset(info["dataset"]["address"])
-        except (UserError, KeyError):
-            continue
-        run = Run(Preset.model_validate(info["preset"]), home, info["task"], info["n_candidates"], info["seed"], path.parent)
-        found += [run] if run.finished else []
+        if "counts" in info and info["dataset"]["name"] in homes:
+            found[path.parent.name] = Run(Preset.model_validate(info["preset"]), homes[info["dataset"]["name"]],
+                                          info["task"], info["n_candidates"], info["seed"], path.parent)
     return found
+
+
+def stored(run: Run, rows: pd.DataFrame) -> tuple[Trip, pd.DataFrame]:
+    """Return a source of a finished run and its candidates, from the run's rows of that source and its images."""
+    first = rows.iloc[0]
+    trip = Trip(run.dataset.by_id()[first["item"]], run.task, run.preset, run.dataset.name, len(rows), run.seed)
+    caption, image = ("message", "reconstruction") if run.task == "image" else ("reconstruction", "message")
+    made = rows.assign(caption=rows[caption], image=[run.image(name) for name in rows[image]],
+                       second=rows["similarity_second"])
+    return trip, made.reset_index(drop=True)
