@@ -12,7 +12,8 @@ import pytest
 
 from lib.base import UserError, stable_seed
 from lib.data import load_dataset
-from lib.roundtrip import Run, generate_images, plan_run, round_trip, run as run_module, source_text
+from lib.roundtrip import Run, generate_images, plan_run, round_trip, source_text
+from lib.roundtrip import run as run_module
 from tests.standins import ColourEncoder, paint, preset, stand_ins
 
 N, K = 13, 5

@@ -20,7 +20,9 @@ from upath import UPath
 
 from lib.base import UserError
 from lib.data import load_dataset
-from lib.roundtrip import plan_run, run as run_module, workers as workers_module
+from lib.roundtrip import plan_run
+from lib.roundtrip import run as run_module
+from lib.roundtrip import workers as workers_module
 from tests import mortal
 from tests.standins import contents, paint, preset, stand_ins
 

@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.fs
@@ -51,7 +50,7 @@ from upath import UPath
 
 from lib import metrics, ranking
 from lib.base import ROOT, UserError, folder_setting, write_atomic
-from lib.data import Dataset, Item, decode_image
+from lib.data import Dataset, decode_image
 from lib.metrics import CAPTION_SCORES, SEMANTIC_SCORES
 from lib.presets import Preset, row_settings
 from lib.roundtrip.steps import Batch, Cost, Tick, round_trip
