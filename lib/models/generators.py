@@ -62,8 +62,6 @@ class Diffusers:
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(self.device)
         for network in (getattr(pipeline, name, None) for name in ("unet", "transformer", "vae")):
-            if network is not None and self.device.type == "cuda":
-                network.to(memory_format=torch.channels_last)
             if network is not None and settings.compile:
                 getattr(network, "decoder", network).compile(dynamic=False)
         if self.dtype == torch.float16 and hasattr(pipeline, "vae"):

@@ -6,7 +6,7 @@ Arms, each alone on the device, warmed up with two steps and then timed once:
 
 - *documented*: the loop that the pages of diffusers and transformers show, one image a call, in the
   number type of the published files;
-- *ours*: the project's loaders, at several batch sizes; without channels-last memory; compiled.
+- *ours*: the project's loaders, at several batch sizes; compiled.
 
 *Of peak* is (FLOP that one image needs, counted by torch) x images/s over the fastest large matrix product
 of the same run and number type, and over the data sheet's dense number where the card is known. The
@@ -126,21 +126,16 @@ def documented_images(preset: Preset, n: int, device: torch.device) -> tuple[Row
     return Row("images", "documented, one a call", n / seconds, flop, pipeline.unet.dtype), flop
 
 
-def our_images(preset: Preset, batch: int, flop: float, device: torch.device, compiling: bool = False,
-               channels_last: bool = True) -> Row:
+def our_images(preset: Preset, batch: int, flop: float, device: torch.device, compiling: bool = False) -> Row:
     """A batch by the project's generator."""
     settings = preset.generator.model_copy(update={"batch_size": batch, "compile": compiling})
     generator = load_generator(settings, str(device))
-    if not channels_last:
-        for network in (generator.pipeline.unet, generator.pipeline.vae):
-            network.to(memory_format=torch.contiguous_format)
     texts = [CAPTION] * batch
     generator.settings = settings.model_copy(update={"steps": 2})
     generator.generate(texts, range(batch))  # warm up: libraries choose their algorithms by trial
     generator.settings = settings
     seconds = timed(device, lambda: generator.generate(texts, range(batch)))
-    changes = [f"batch {batch}", *(["compiled"] if compiling else []), *([] if channels_last else ["no channels-last"])]
-    return Row("images", "ours, " + ", ".join(changes), batch / seconds, flop, generator.dtype)
+    return Row("images", f"ours, batch {batch}{', compiled' * compiling}", batch / seconds, flop, generator.dtype)
 
 
 def captions(preset: Preset, photos: list[Image.Image], device: torch.device) -> list[Row]:
@@ -183,7 +178,6 @@ def measure(preset: Preset, flags: argparse.Namespace, device: torch.device) -> 
     rows = [first]
     middle = flags.batches[len(flags.batches) // 2]
     arms: list[dict[str, Any]] = [{"batch": batch} for batch in flags.batches]
-    arms.append({"batch": middle, "channels_last": False})
     arms += [{"batch": middle, "compiling": True}] if flags.compile else []
     for arm in arms:
         release()
