@@ -1,0 +1,116 @@
+"""Notebooks 09, 10, 11 and 14 on rows with a planted answer, and on data that lack what they compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import planted
+import pytest
+from test_notebooks_cases import COCO, claims_of, notebook, own_folder, own_texts, text_of, without_scores
+
+from lib.roundtrip.run import ranked
+
+__all__ = ["notebook"]  # the fixture
+N, K = 24, 6
+SIZE = {"DATASET": COCO, "N_SOURCES": N, "N_CANDIDATES": K}
+FREE = {"EMBED": False, "BEAM": False}  # no model
+
+
+def written(change: Any = None, effect: float = 0.3) -> None:
+    """Planted COCO-like runs of N sources with K candidates; rows are ranked again after the change."""
+    planted.write("mini", COCO, N, K, effect=effect, change=change and (lambda rows: ranked(change(rows))))
+
+
+def verdicts(names: dict[str, Any], words: str) -> list[str]:
+    return claims_of(names, words)["verdict"].tolist()
+
+
+# --- 09 selectors ---------------------------------------------------------------------------------
+
+
+def test_where_similarity_is_the_score_reconstruction_is_the_oracle(notebook) -> None:
+    written(lambda rows: rows.assign(similarity=np.tanh(rows["cider"].astype(float) / 4)))
+    names = notebook("09", **SIZE, **FREE)
+    table = names["table"][names["table"]["score"] == "cider"].set_index("rule")
+    assert table.loc["Reconstruction (paper)", "estimate"] == table.loc["Oracle", "estimate"] > 0
+    assert names["fitted"].str.removeprefix("mix ").astype(float).min() >= 0.5  # the weight goes to what selects well
+    assert verdicts(names, "^Reconstruction selects better captions than Log-probability in CIDEr") == ["supported"]
+    assert table.loc["Oracle", "images"] == table.loc["CLIPScore", "images"] == 0
+    assert table.loc["Reconstruction (paper)", "images"] == K
+
+
+def test_where_log_probability_is_the_score_it_needs_no_images(notebook) -> None:
+    written(lambda rows: rows.assign(logprob=rows["cider"] - 9.0), effect=0.0)
+    names = notebook("09", **SIZE, **FREE)
+    table = names["table"][names["table"]["score"] == "cider"].set_index("rule")
+    assert table.loc["Log-probability", "estimate"] == table.loc["Oracle", "estimate"]
+    assert verdicts(names, "^Reconstruction selects better captions than Log-probability in CIDEr") == ["contradicted"]
+
+
+def test_agreement_takes_the_caption_most_like_the_others(notebook) -> None:
+    said = ["a red owl in the snow", "a red owl in the snow", "a red owl in snow", "two cars", "a blue cat", "a tower"]
+    written(lambda rows: rows.assign(message=[said[k] for k in rows["candidate"]]))
+    names = notebook("09", **SIZE, **FREE)
+    assert set(names["best"]("agreement")["candidate"]) == {0}
+
+
+def test_the_encoder_and_the_captioner_add_their_rules(notebook) -> None:
+    planted.write("mini", COCO, 6, 3)
+    names = notebook("09", DATASET=COCO, N_SOURCES=6, N_CANDIDATES=3, SCORES="cider, sem_f")
+    assert {"Beam", "Self-retrieval", "Agreement by embedding"} <= set(names["chosen"])
+    assert names["chosen"]["Beam"]["cider"].between(0, 10).all()
+
+
+# --- 14 who judges --------------------------------------------------------------------------------
+
+
+def test_an_encoder_that_measures_its_own_noise_is_circular(notebook) -> None:
+    rng = np.random.default_rng(0)
+    written(lambda rows: rows.assign(similarity=rng.random(len(rows)), similarity_second=rng.random(len(rows))))
+    names = notebook("14", **SIZE)
+    line = names["circularity"].query("task == 'image' and `selected by` == 'ranking'").iloc[0]
+    assert line["low"] > 20 and set(verdicts(names, "circularity")) == {"supported"}
+
+
+def test_equal_encoders_are_not_circular_and_see_the_same(notebook) -> None:
+    written(lambda rows: rows.assign(similarity_second=rows["similarity"]))
+    names = notebook("14", **SIZE)
+    assert names["circularity"]["estimate"].abs().max() == 0
+    assert (names["same"] == 1).all()
+    assert (names["rho"]["second − ranking"].dropna() == 0).all()
+
+
+def test_the_encoder_that_tells_left_from_right_is_named(notebook) -> None:
+    rng = np.random.default_rng(0)
+
+    def change(rows: pd.DataFrame) -> pd.DataFrame:
+        right = rng.random(len(rows)) < 0.5
+        return rows.assign(sem_relation_p=right * 1.0, similarity=rng.random(len(rows)),
+                           similarity_second=0.5 + 0.3 * right + 0.1 * rng.random(len(rows)))
+
+    planted.write("mini", COCO, 48, K, change=lambda rows: ranked(change(rows)))
+    names = notebook("14", DATASET=COCO, N_SOURCES=48, N_CANDIDATES=K)
+    assert verdicts(names, "second encoder tells left from right better") == ["supported"]
+    assert verdicts(names, "the ranking encoder tells left") == ["inconclusive"]
+
+
+# --- data that lack something ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [own_folder, own_texts])
+def test_own_data_say_what_is_missing(notebook, tmp_path: Path, capsys, make) -> None:
+    dataset, reason = make(tmp_path)
+    planted.write("mini", dataset, 0, 3, change=without_scores)
+    for number, options in (("09", FREE), ("14", {})):
+        names = notebook(number, DATASET=dataset, N_CANDIDATES=3, **options)
+        assert reason in capsys.readouterr().out + text_of(names)
+
+
+def test_two_sources_and_two_candidates_are_insufficient(notebook) -> None:
+    planted.write("mini", COCO, 2, 2)
+    for number, options in (("09", FREE), ("14", {})):
+        names = notebook(number, DATASET=COCO, N_SOURCES=2, N_CANDIDATES=2, **options)
+        assert set(verdicts(names, "")) == {"insufficient data"}
