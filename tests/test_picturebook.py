@@ -203,9 +203,10 @@ def one_thread():
 @pytest.fixture
 def brief_distillation(monkeypatch):
     """A few-step training of tiny batches, whose last cycle starts with the second step."""
-    for name, value in {"batch_size": 4, "small_batch": 2, "chunk": 4, "every": 1, "large_from": 1}.items():
+    for name, value in {"batch_size": 8, "small_batch": 4, "chunk": 8, "every": 1, "large_from": 1}.items():
         monkeypatch.setattr(FewStepRecipe, name, value)
     monkeypatch.setattr(FewStepRecipe, "teacher_steps", 3)
+    monkeypatch.delattr(FewStepRecipe, "sheet")
 
 
 @pytest.mark.parametrize("name", ["captioner", "captioner_git", "encoder", "few_step"])
@@ -239,6 +240,16 @@ def test_a_few_step_training_uses_the_examples_and_the_batches_of_its_cycle():
     assert recipe.chunks_at(0) == range(1) and recipe.chunks_at(recipe.large_from - 1) == range(26)
     assert recipe.chunks_at(recipe.large_from) == range(26, 27)
     assert recipe.samples(recipe.large_from + 1) == 256 * recipe.large_from + 1024
+
+
+def test_a_few_step_training_ends_beyond_its_last_step(tmp_path):
+    """From 1 at the start of the last cycle by way of 3 at its end to 4."""
+    recipe = FewStepRecipe(train.MODELS, "cpu", tmp_path)
+    module, ends = torch.nn.Linear(1, 1), {}
+    for recipe.step, weight in ((recipe.large_from, 1.0), (recipe.large_from + 1, 2.0), (recipe.cycles[-1], 3.0)):
+        torch.nn.init.constant_(module.weight, weight)
+        ends[recipe.step] = recipe.carried_on(module).weight.item()
+    assert list(ends.values()) == [1.0, 2.0, 4.0] and module.weight.item() == 3.0
 
 
 def test_the_few_step_generator_is_a_folder_of_its_own_and_resembles_its_teacher(one_thread):

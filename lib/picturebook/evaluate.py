@@ -114,11 +114,9 @@ def load_captioner(folder: Path) -> Callable[..., list[str]]:
         for first in range(0, len(images), BATCH):
             pixels = processor.image_processor(images[first : first + BATCH], return_tensors="pt").pixel_values
             # BLIP drops the last token of a prompt, where its tokenizer has put an end token
-            prompt = torch.tensor([[start] if git else [start, tokenizer.sep_token_id]]).expand(len(pixels), -1)
-            ids = model.generate(
-                pixel_values=pixels, input_ids=prompt, attention_mask=torch.ones_like(prompt),
-                pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.sep_token_id, **WORDS, **decoding,
-            )  # fmt: skip
+            prompt = torch.tensor([[start] if git else [start, tokenizer.sep_token_id]]).repeat(len(pixels), 1)
+            ids = model.generate(pixel_values=pixels, input_ids=prompt, attention_mask=torch.ones_like(prompt),
+                                 **WORDS, **decoding)  # fmt: skip
             texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts
 

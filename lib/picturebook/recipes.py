@@ -75,6 +75,7 @@ class Recipe:
     batch_size: int
     learning_rate: float
     seed: int
+    step = 0  # how many steps the module has been trained for, set before `export`
 
     def __init__(self, models: Path, device: str, scratch: Path | None = None) -> None:
         self.models, self.device, self.scratch = models, device, scratch

@@ -131,7 +131,7 @@ def train(
         if (step + 1) % 100 == 0:
             left = (now - started) / (step + 1 - first) * (steps - step - 1)
             print(f"{name} {step + 1}/{steps} loss {running:.4f}, {left / 60:.1f} min left", flush=True)
-        if now - saved > 120 or step + 1 == steps:
+        if now - saved > 120 or step + 1 in (steps, *recipe.cycles):
             saved = now
             save_checkpoint(folder, step + 1, before + now - started, recipe, optimiser, average)
             publish(name, recipe, average, folder, step + 1, before + now - started)
@@ -167,6 +167,7 @@ def publish(name: str, recipe: Recipe, average: Average, folder: Path, step: int
     """Export the averaged weights with the record of how they were made, and a sample sheet where there is one."""
     average.swap(recipe.module)
     recipe.module.eval()
+    recipe.step = step
     with torch.no_grad():
         recipe.export(recipe.module)
         tidy(recipe.models)
