@@ -57,11 +57,33 @@ def test_agreement_takes_the_caption_most_like_the_others(notebook) -> None:
     assert set(names["best"]("agreement")["candidate"]) == {0}
 
 
-def test_the_encoder_and_the_captioner_add_their_rules(notebook) -> None:
+def test_the_encoder_adds_its_rules(notebook) -> None:
     planted.write("mini", COCO, 6, 3)
-    names = notebook("09", DATASET=COCO, N_SOURCES=6, N_CANDIDATES=3, SCORES="cider, sem_f")
-    assert {"Beam", "Self-retrieval", "Agreement by embedding"} <= set(names["chosen"])
-    assert names["chosen"]["Beam"]["cider"].between(0, 10).all()
+    names = notebook("09", DATASET=COCO, N_SOURCES=6, N_CANDIDATES=3, SCORES="cider, sem_f", BEAM=False)
+    assert {"Self-retrieval", "Agreement by embedding"} <= set(names["chosen"])
+
+
+# --- 11 budget ------------------------------------------------------------------------------------
+
+
+def test_expected_gain_of_a_random_subset_is_exact(notebook) -> None:
+    written()
+    names = notebook("11", **SIZE)
+    rows = names["rows"].astype({"cider": float}).set_index(["dataset", "item"])
+    pairs = [(a, b) for a in range(K) for b in range(a)]
+    item = rows.loc[rows.index[0]].set_index("candidate")
+    best = [max(pair, key=lambda k: item.loc[k, "similarity"]) for pair in pairs]
+    table = names["budgets"]["cider"]["at random"]
+    assert table.loc[rows.index[0], 2] == pytest.approx(100 * np.mean([item.loc[k, "cider"] for k in best]))
+    assert table[1].to_numpy() == pytest.approx(100 * rows.groupby(level=[0, 1])["cider"].mean().to_numpy())
+
+
+def test_a_free_score_that_knows_the_answer_makes_a_third_enough(notebook) -> None:
+    written(lambda rows: rows.assign(logprob=rows["similarity"] - 9.0, clipscore=-rows["similarity"]), effect=1.0)
+    names = notebook("11", **SIZE)
+    assert verdicts(names, "2 of 6 images, log-probability, keep 95% of the gain in CIDEr") == ["supported"]
+    assert verdicts(names, "2 of 6 images, CLIPScore, keep 95% of the gain in CIDEr") == ["contradicted"]
+    assert verdicts(names, "2 of 6 images, at random, keep 95% of the gain in CIDEr") == ["contradicted"]
 
 
 # --- 14 who judges --------------------------------------------------------------------------------
@@ -104,13 +126,13 @@ def test_the_encoder_that_tells_left_from_right_is_named(notebook) -> None:
 def test_own_data_say_what_is_missing(notebook, tmp_path: Path, capsys, make) -> None:
     dataset, reason = make(tmp_path)
     planted.write("mini", dataset, 0, 3, change=without_scores)
-    for number, options in (("09", FREE), ("14", {})):
+    for number, options in (("09", FREE), ("11", {}), ("14", {})):
         names = notebook(number, DATASET=dataset, N_CANDIDATES=3, **options)
         assert reason in capsys.readouterr().out + text_of(names)
 
 
 def test_two_sources_and_two_candidates_are_insufficient(notebook) -> None:
     planted.write("mini", COCO, 2, 2)
-    for number, options in (("09", FREE), ("14", {})):
+    for number, options in (("09", FREE), ("11", {}), ("14", {})):
         names = notebook(number, DATASET=COCO, N_SOURCES=2, N_CANDIDATES=2, **options)
         assert set(verdicts(names, "")) == {"insufficient data"}
