@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 import planted
 import pytest
+from PIL import Image
 from test_notebooks_cases import COCO, claims_of, notebook, own_folder, own_texts, text_of, without_scores
 
+from lib.base import stable_seed
+from lib.models import Images
 from lib.roundtrip.run import ranked
 
 __all__ = ["notebook"]  # the fixture
@@ -61,6 +64,46 @@ def test_the_encoder_adds_its_rules(notebook) -> None:
     planted.write("mini", COCO, 6, 3)
     names = notebook("09", DATASET=COCO, N_SOURCES=6, N_CANDIDATES=3, SCORES="cider, sem_f", BEAM=False)
     assert {"Self-retrieval", "Agreement by embedding"} <= set(names["chosen"])
+
+
+# --- 10 seed luck ---------------------------------------------------------------------------------
+
+
+class Drawn:
+    """A generator whose image depends on the noise alone, or on the caption alone, and an encoder of pixels."""
+
+    def __init__(self, by: str) -> None:
+        self.by = by
+
+    def generate(self, texts: Any, seeds: Any) -> Images:
+        keys = seeds if self.by == "noise" else [stable_seed(text) for text in texts]
+        return Images.of(np.stack([np.random.default_rng(key).integers(0, 255, (4, 4, 3), np.uint8) for key in keys]))
+
+    def embed_images(self, images: Any) -> np.ndarray:
+        pixels = [np.asarray(Image.fromarray(np.asarray(image)).convert("RGB").resize((4, 4)), float) for image in images]
+        return np.stack(pixels).reshape(len(pixels), -1) - 127.0
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch):
+    def by(what: str) -> None:
+        for name in ("load_generator", "load_encoder"):
+            monkeypatch.setattr(f"lib.models.{name}", lambda settings: Drawn(what))
+    return by
+
+
+def test_noise_that_decides_everything_leaves_no_reliability(notebook, drawn) -> None:
+    drawn("noise"), written()
+    found = notebook("10", **SIZE, N_SUBSET=N)["reliability"]["estimate"]
+    assert found["independent"] < 0.05 and found["shared"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_caption_that_decides_everything_needs_one_image(notebook, drawn) -> None:
+    drawn("caption"), written()
+    names = notebook("10", **SIZE, N_SUBSET=N, REPEATS=2)
+    assert names["reliability"]["estimate"].tolist() == pytest.approx([1, 1], abs=1e-6)
+    assert names["gain"][1].tolist() == names["gain"][2].tolist()  # averaging equal images changes nothing
+    assert set(verdicts(names, "one image tells more of its caption")) == {"supported"}
 
 
 # --- 11 budget ------------------------------------------------------------------------------------
@@ -123,16 +166,17 @@ def test_the_encoder_that_tells_left_from_right_is_named(notebook) -> None:
 
 
 @pytest.mark.parametrize("make", [own_folder, own_texts])
-def test_own_data_say_what_is_missing(notebook, tmp_path: Path, capsys, make) -> None:
+def test_own_data_say_what_is_missing(notebook, drawn, tmp_path: Path, capsys, make) -> None:
     dataset, reason = make(tmp_path)
+    drawn("noise")
     planted.write("mini", dataset, 0, 3, change=without_scores)
-    for number, options in (("09", FREE), ("11", {}), ("14", {})):
+    for number, options in (("09", FREE), ("10", {}), ("11", {}), ("14", {})):
         names = notebook(number, DATASET=dataset, N_CANDIDATES=3, **options)
         assert reason in capsys.readouterr().out + text_of(names)
 
 
-def test_two_sources_and_two_candidates_are_insufficient(notebook) -> None:
-    planted.write("mini", COCO, 2, 2)
-    for number, options in (("09", FREE), ("11", {}), ("14", {})):
+def test_two_sources_and_two_candidates_are_insufficient(notebook, drawn) -> None:
+    drawn("noise"), planted.write("mini", COCO, 2, 2)
+    for number, options in (("09", FREE), ("10", {}), ("11", {}), ("14", {})):
         names = notebook(number, DATASET=COCO, N_SOURCES=2, N_CANDIDATES=2, **options)
         assert set(verdicts(names, "")) == {"insufficient data"}
