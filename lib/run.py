@@ -102,7 +102,8 @@ def declared(notebook: Path) -> dict[str, Any]:
     """Return {NAME: default} of a notebook's cell tagged ``parameters``."""
     import papermill
 
-    return {name: ast.literal_eval(found["default"]) for name, found in papermill.inspect_notebook(notebook).items()}
+    # An expression such as 1 / 3 is a default too; the notebook itself is about to be executed.
+    return {name: eval(found["default"]) for name, found in papermill.inspect_notebook(notebook).items()}
 
 
 def extra_parameters(texts: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,8 +144,10 @@ def end_on_signals(folder: Path, message: str) -> None:
     def end(*_: object) -> None:
         import psutil
 
-        for child in psutil.Process().children(recursive=True):
+        children = psutil.Process().children(recursive=True)
+        for child in children:
             child.kill()
+        psutil.wait_procs(children, timeout=5)
         shutil.rmtree(folder, ignore_errors=True)
         print(f"\n{message}", file=sys.stderr, flush=True)
         os._exit(130)
