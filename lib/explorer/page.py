@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import isnan
@@ -26,7 +26,7 @@ TASKS = {"image → caption → image": "image", "text → image → caption": "
 TABS = ["Round trip", "Step by step", "Own caption", "Chain", "Compare", "Finished runs"]
 FIRST = ("picturebook-coco", "107")  # what a fresh page shows: a source with a clear winner
 EXAMPLES = ["two red owls on a beach", "a small snowman with a red scarf at night", "a blue boat next to a yellow ball"]
-MOST_CANDIDATES, MOST_POINTS = 50, 3000
+MOST_POINTS = 3000
 ROW = {"flex_flow": "row wrap", "align_items": "center"}
 
 
@@ -71,65 +71,52 @@ class Settings:
 
     def __init__(self, preset: Preset, n_candidates: int, seed: int, task: w.Dropdown) -> None:
         known = {path.stem: load_preset(path.stem) for path in sorted(PRESETS.glob("*.toml"))}
-        absent = [name for name, one in known.items() if not _weights_are_here(one)]
-        self.presets = {name: one for name, one in known.items() if name not in absent} | {preset.name: preset}
+        here, self.hint = split(known, lambda name: all(weights_fingerprint(part) for part in (
+            known[name].captioner, known[name].generator, known[name].encoder)), "--preset")
+        self.presets = {name: known[name] for name in here} | {preset.name: preset}
         self.models = field(w.Dropdown, "models", options=list(self.presets), value=preset.name)
         self.strategy = field(w.Dropdown, "decoding", options=["nucleus", "top_k", "greedy", "beam"])
-        self.p, self.k = number("nucleus p", 0.01, 1), number("top k", 1, 1000, int)
-        self.beams, self.steps = number("beams", 1, 20, int), number("steps", 1, 200, int)
-        self.guidance = number("guidance scale", 0, 30)
-        self.count = number("candidates", 1, MOST_CANDIDATES, int, n_candidates)
+        self.p, self.steps = number("nucleus p", 0.01, 1), number("steps", 1, 200, int)
+        self.guidance, self.count = number("guidance scale", 0, 30), number("candidates", 1, 50, int, n_candidates)
         self.seed, self.task = number("seed", 0, 2**31 - 1, int, seed), task
         self.models.observe(lambda _: self._follow(), "value")
         for box in (self.strategy, task):
             box.observe(lambda _: self._disable(), "value")
         self._follow()
-        hint = f"Not on this machine: {', '.join(absent)} (./run_all.sh --fetch --preset NAME)." if absent else ""
-        self.widget = w.VBox([self.count, self.seed, self.models, self.strategy, self.p, self.k, self.beams,
-                              self.steps, self.guidance, w.HTML(view.message(hint))])
+        self.widget = w.VBox([self.count, self.seed, self.models, self.strategy, self.p, self.steps, self.guidance])
 
     def _follow(self) -> None:
         """Show the chosen preset's own values."""
-        preset = self.presets[self.models.value]
-        sender, drawing = preset.captioner.sender, preset.generator
-        self.strategy.value = sender.strategy
-        for box, value in ((self.p, sender.p), (self.k, sender.k), (self.beams, sender.beams),
-                           (self.steps, drawing.steps), (self.guidance, drawing.guidance)):
-            box.value = f"{value:g}"
+        chosen = self.presets[self.models.value]
+        self.strategy.value, self.p.value = chosen.captioner.sender.strategy, f"{chosen.captioner.sender.p:g}"
+        self.steps.value, self.guidance.value = str(chosen.generator.steps), f"{chosen.generator.guidance:g}"
         self._disable()
 
     def _disable(self) -> None:
         """Disable what has no effect: in text reconstruction the captioner decodes as its preset's receiver."""
-        said = None if self.task.value == "text" else self.strategy.value
-        self.strategy.disabled, self.count.disabled = said is None, said in ("greedy", "beam")
-        for box, strategy in ((self.p, "nucleus"), (self.k, "top_k"), (self.beams, "beam")):
-            box.disabled = said != strategy
+        self.strategy.disabled = self.task.value == "text"
+        self.count.disabled = not self.strategy.disabled and self.strategy.value in ("greedy", "beam")
+        self.p.disabled = self.strategy.disabled or self.strategy.value != "nucleus"
 
     def preset(self) -> Preset:
         """The preset that the controls describe."""
-        preset = self.presets[self.models.value]
+        preset, sender = self.presets[self.models.value], {"strategy": self.strategy.value, "p": self.p.number}
         captioner, drawing = preset.captioner, {"steps": self.steps.number, "guidance": self.guidance.number}
-        sender = captioner.sender.model_copy(update={"strategy": self.strategy.value, "p": self.p.number,
-                                                     "k": self.k.number, "beams": self.beams.number})
-        return preset.model_copy(update={"captioner": captioner.model_copy(update={"sender": sender}),
-                                         "generator": preset.generator.model_copy(update=drawing)})
+        return preset.model_copy(update={
+            "captioner": captioner.model_copy(update={"sender": captioner.sender.model_copy(update=sender)}),
+            "generator": preset.generator.model_copy(update=drawing)})
 
     def words(self) -> str:
         """The settings in use, in one line."""
-        boxes = (self.strategy, self.p, self.k, self.beams, self.steps, self.guidance, self.seed)
-        used = [f"{box.description} {box.value}" for box in boxes if not box.disabled]
-        return ", ".join([self.models.value, *used])
+        boxes = (self.strategy, self.p, self.steps, self.guidance, self.seed)
+        return ", ".join([self.models.value, *(f"{box.description} {box.value}" for box in boxes if not box.disabled)])
 
 
-def _weights_are_here(preset: Preset) -> bool:
-    return all(weights_fingerprint(part) for part in (preset.captioner, preset.generator, preset.encoder))
-
-
-def _is_here(name: str) -> bool:
-    try:
-        return bool(session.dataset(name).items)
-    except UserError:
-        return False
+def split(names: Iterable[str], is_here: Callable[[str], bool], option: str) -> tuple[list[str], str]:
+    """Return the names of what is on this machine, and a line on the others."""
+    here = [name for name in names if is_here(name)]
+    absent = ", ".join(name for name in names if name not in here)
+    return here, absent and f"Not on this machine: {absent} (./run_all.sh --fetch {option} NAME)."
 
 
 class Page:
@@ -139,10 +126,7 @@ class Page:
         self.task = field(w.Dropdown, "direction", options=TASKS)
         self.n_sources, self.main = n_sources, Settings(preset, n_candidates, seed, self.task)
         self.other = Settings(preset, n_candidates, seed, self.task)
-        names = dict.fromkeys([*datasets, *NAMED])
-        self.datasets = [name for name in names if _is_here(name)]
-        absent = [name for name in names if name not in self.datasets]
-        self.hint = f"Not on this machine: {', '.join(absent)} (./run_all.sh --fetch --dataset NAME)." if absent else ""
+        self.datasets, self.hint = split(dict.fromkeys([*datasets, *NAMED]), session.is_here, "--dataset")
         self.kind = w.RadioButtons(options=KINDS, orientation="horizontal", layout=w.Layout(width="auto"))
         self.dataset, self.item = field(w.Dropdown, "dataset", options=self.datasets), field(w.Dropdown, "source")
         self.file = w.FileUpload(accept="image/*", description="Choose an image",
@@ -173,7 +157,7 @@ class Page:
                       TEXT: [self.text, w.HBox(examples, layout=w.Layout(**ROW))]}
         self.chooser, half = w.VBox(), {"flex": "1 1 330px", "min_width": "0", "margin": "0 20px 0 0"}
         controls = w.HBox([self.run, self.stop, self.progress], layout=w.Layout(**ROW))
-        settings = w.VBox([self.main.widget, w.HTML(view.message(self.hint))])
+        settings = w.VBox([self.main.widget, w.HTML(view.message(f"{self.main.hint} {self.hint}".strip()))])
         left = w.VBox([self.kind, self.chooser, self.task, controls, self.status, fold("Settings", settings)],
                       layout=w.Layout(**half))
         extras = [self.own, self.rounds, fold("Settings B (A is above)", self.other.widget)]
@@ -183,8 +167,6 @@ class Page:
         page = w.VBox([w.HTML(view.style()), above, self.tabs])
         page.add_class("cx-page")
         return page
-
-    # --- the source ---
 
     def list_items(self) -> None:
         """Offer the items of the chosen dataset."""
@@ -217,7 +199,8 @@ class Page:
         return Trip(source, self.task.value, settings.preset(), home, count, settings.seed.number)
 
     def show_source(self) -> None:
-        """Show the source; results of another one leave."""
+        """Show the source; results of another one leave, and what makes them ends."""
+        self._stopping.set()
         for shown in (self.card, *self.views):
             shown.value = ""
         if self.kind.value != IMAGE or self.file.value:
@@ -225,8 +208,6 @@ class Page:
             own = trip.dataset == session.OWN and trip.preset.generator.id.startswith("data/models/mini")
             self.card.value = view.source(trip, "The mini models know only their picture book: expect nothing sensible "
                                                 "of other images and texts." if own else "")
-
-    # --- work beside the page, so that Stop answers ---
 
     def guarded(self, work: Callable[[], Any]) -> bool:
         """Do work; an error is shown on the page. Returns whether it ended well."""
@@ -273,22 +254,16 @@ class Page:
         show(made)
         return made
 
-    # --- the jobs, one a tab ---
-
-    def show(self, tab: int, html: str) -> None:
-        """Replace a tab's result."""
-        self.views[tab].value = html
-
     def round_trip(self) -> None:
         """The candidates of the source."""
         trip = self.trip()
-        self.candidates(trip, lambda made: self.show(0, view.cards(trip, made)))
+        self.candidates(trip, lambda made: setattr(self.views[0], "value", view.cards(trip, made)))
 
     def step_by_step(self) -> None:
         """The same with every number."""
         trip = self.trip()
         made = self.candidates(trip, lambda made: None)
-        self.show(1, view.steps(trip, made, session.models_for(trip.preset)))
+        self.views[1].value = view.steps(trip, made, session.models_for(trip.preset))
 
     def contest(self) -> None:
         """A caption by hand against the captioner's candidates, which are made once."""
@@ -296,17 +271,17 @@ class Page:
         models = session.models_for(trip.preset)
         mine = session.scored(trip, session.own_caption(trip, words, models), models, self.dataset.value)
         if self._tried is None or self._tried[0] != trip:
-            made = self.candidates(trip, lambda made: self.show(2, view.cards(trip, made)))
+            made = self.candidates(trip, lambda made: setattr(self.views[2], "value", view.cards(trip, made)))
             self._tried = trip, made, []
         self._tried[2].append(mine)
-        self.show(2, view.contest(trip, self._tried[2], self._tried[1]))
+        self.views[2].value = view.contest(trip, self._tried[2], self._tried[1])
 
     def chain(self) -> None:
         """Each selected reconstruction as the next source."""
         trip = self.trip()
         for found in session.chain(trip, self.rounds.number, session.models_for(trip.preset)):
-            self.show(3, view.rounds(trip, found))
             self.tell(len(found) / self.rounds.number)
+            self.views[3].value = view.rounds(trip, found)
 
     def compare(self) -> None:
         """Two settings on the same source."""
@@ -314,12 +289,11 @@ class Page:
 
         def show(name: str, trip: Trip, made: pd.DataFrame) -> None:
             found[name] = made
-            self.show(4, view.sides(trip, found))
+            self.views[4].value = view.sides(trip, found)
 
         for name, settings in {"A": self.main, "B": self.other}.items():
             trip = self.trip(settings)
             self.candidates(trip, partial(show, f"{name}: {settings.words()}", trip))
-
 
     def browse(self) -> None:
         """List the runs that are finished by now."""
@@ -329,24 +303,24 @@ class Page:
 
 
 class RunsTab:
-    """Rows of finished runs: filter them, click a point to see its round trip."""
+    """Rows of finished runs: click a point to see its round trip."""
 
     def __init__(self, page: Page) -> None:
         from plotly import graph_objects as go  # takes seconds, and not every page needs it
 
-        self.page, self.rows, self.parts, self.shown = page, None, [], w.HTML()
-        self.run = field(w.Dropdown, "run", options=[])
-        self.score = field(w.Dropdown, "score", options=[])
+        self.page, self.parts, self.shown = page, [], w.HTML()
+        self.run, self.score = field(w.Dropdown, "run", options=[]), field(w.Dropdown, "score", options=[])
         self.plot = go.FigureWidget(layout={
             "height": 360, "margin": {"l": 50, "r": 10, "t": 10, "b": 40}, "template": "simple_white",
-            "xaxis_title": "similarity", "legend": {"orientation": "h", "y": 1.1}})
+            "xaxis_title": "similarity", "legend": {"orientation": "h", "y": 1.1}, "autosize": True})
+        self.plot._config = {"responsive": True, "displayModeBar": False}  # as wide as a phone; plotly has no public name
         for name, colour, size in (("candidate", "#0072b2", 6), ("selected", "#00785a", 9)):
             self.plot.add_scatter(mode="markers", name=name, marker={"color": colour, "size": size, "opacity": 0.6})
         for trace in self.plot.data:
             trace.on_click(self.clicked)
         self.widget = w.VBox([self.run, self.score, self.plot, self.shown])
-        self.run.observe(lambda _: page.guarded(self.open), "value")
-        self.score.observe(lambda _: page.guarded(self.draw), "value")
+        self.run.observe(lambda run: run["new"] and page.guarded(self.open), "value")
+        self.score.observe(lambda score: score["new"] and page.guarded(self.draw), "value")
 
     def refresh(self) -> None:
         """Offer the finished runs; UserError if there is none."""
@@ -358,16 +332,13 @@ class RunsTab:
 
     def open(self) -> None:
         """Read the chosen run's rows."""
-        if self.run.value is not None:
-            self.rows, self.shown.value = self.run.value.rows(), ""
-            self.score.options = [(name, key) for key, name in view.LABELS.items() if self.rows[key].notna().any()]
-            self.score.index = 0
-            self.draw()
+        self.rows, self.shown.value = self.run.value.rows(), ""
+        self.score.index = None
+        self.score.options = [(name, key) for key, name in view.LABELS.items() if self.rows[key].notna().any()]
+        self.score.index = 0
 
     def draw(self) -> None:
         """Draw the chosen score."""
-        if self.rows is None or self.score.value is None:
-            return
         kept = self.rows.sort_values("rank", kind="stable").head(MOST_POINTS)
         self.parts = [kept[~kept["selected"]], kept[kept["selected"]]]
         words = "message" if self.run.value.task == "image" else "reconstruction"

@@ -1,12 +1,5 @@
 """One source at a time, in plain functions: what the explorer's page and the cells of notebook 00 call.
 
-::
-
-    preset = load_preset("mini")
-    trip = Trip(typed("two red owls on a beach"), "text", preset)
-    for made in reconstruct(trip, models_for(preset)):   # a table that fills up as models answer
-        print(made)
-
 Candidates are a DataFrame, a row each: seed, caption, logprob, image (PIL, None: not yet), flagged, truncated,
 similarity (by the preset's choice, NaN: not yet), second (cosine of the second encoder), then scores. In image
 reconstruction the caption is the candidate and the image its reconstruction, in text reconstruction the reverse.
@@ -17,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -69,20 +62,26 @@ def dataset(name: str) -> Dataset:
     return load_dataset(name)
 
 
-@lru_cache(maxsize=6)
-def _model(kind: type[ModelSettings], settings: str) -> Any:
-    """A loaded model, kept for the next use; settings as JSON."""
-    load = {"CaptionerSettings": load_captioner, "GeneratorSettings": load_generator, "EncoderSettings": load_encoder}
-    return load[kind.__name__](kind.model_validate_json(settings))
+def is_here(name: str) -> bool:
+    """Return whether a dataset is on this machine."""
+    try:
+        return bool(dataset(name).items)
+    except UserError:
+        return False
+
+
+@lru_cache(maxsize=8)
+def _model(load: Callable[[Any], Any], kind: type[ModelSettings], settings: str) -> Any:
+    return load(kind.model_validate_json(settings))
 
 
 def models_for(preset: Preset) -> Models:
-    """Return a preset's models; those with equal settings are loaded once."""
-    parts = (preset.captioner, preset.generator, preset.encoder, preset.second_encoder)
-    return Models(*(part and _model(type(part), part.model_dump_json()) for part in parts))
-
-
-# --- a round trip and its candidates -----------------------------------------------------------
+    """Return a preset's models; those with equal settings are loaded once, however they decode."""
+    parts = {load_captioner: preset.captioner, load_generator: preset.generator, load_encoder: preset.encoder}
+    models = [_model(load, type(part), part.model_dump_json(exclude={"sender", "receiver"}))
+              for load, part in parts.items()]
+    second = preset.second_encoder
+    return Models(*models, second and _model(load_encoder, type(second), second.model_dump_json()))
 
 
 @dataclass(frozen=True)
@@ -204,9 +203,6 @@ def chain(trip: Trip, rounds: int, models: Models) -> Iterator[pd.DataFrame]:
         trip = replace(trip, source=Given(f"{first.source.id}~{number}", None, **source))
 
 
-# --- scores ------------------------------------------------------------------------------------
-
-
 def scored(trip: Trip, made: pd.DataFrame, models: Models, home: str | None) -> pd.DataFrame:
     """Return candidates with scores of their captions, or of their images in text reconstruction, as far as can be.
 
@@ -230,9 +226,6 @@ def scored(trip: Trip, made: pd.DataFrame, models: Models, home: str | None) -> 
         scores["sem_f"] = score_semantics(captions, [trip.source.scene] * len(captions))["sem_f"]
     table = pd.DataFrame({name: np.asarray(values) for name, values in scores.items()}, index=usable.index)
     return made.join(table.dropna(axis=1, how="all"))
-
-
-# --- finished runs -----------------------------------------------------------------------------
 
 
 def finished_runs(names: Sequence[str]) -> dict[str, Run]:

@@ -46,9 +46,6 @@ def number(value: float, digits: int = 3) -> str:
     return "–" if pd.isna(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
-# --- the source and its candidates -------------------------------------------------------------
-
-
 def source(trip: Trip, note: str = "") -> str:
     """Return the source with what is known of it."""
     image = "" if trip.image is None else picture(trip.image, "the source image")
@@ -57,9 +54,8 @@ def source(trip: Trip, note: str = "") -> str:
         entries = "".join(f"<li>{escape(r)}</li>" for r in trip.source.references[:5])
         words += f"<b>References</b><ul>{entries}</ul>"
     elif image:
-        words += '<p class="note">No reference captions, so captions get no CIDEr, BLEU-4 or ROUGE-L.</p>'
-    note = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f'<div class="cx"><div class="source">{image}<div>{words}{note}</div></div></div>'
+        note = f"No reference captions, so captions get no CIDEr, BLEU-4 or ROUGE-L. {note}"
+    return f'<div class="cx"><div class="source">{image}<div>{words}{message(note)}</div></div></div>'
 
 
 def card(one: Any, badge: str = "", kind: str = "", more: Mapping[str, float] | None = None) -> str:
@@ -107,7 +103,7 @@ def contest(of: Trip, tries: Sequence[pd.DataFrame], made: pd.DataFrame) -> str:
     mine, best = tries[-1]["similarity"][0], made["similarity"].max()
     words = "ties with" if abs(mine - best) < NEAR else "is closer than" if mine > best else "is less close than"
     said = f"Your caption's image {words} the selected one: {number(mine)} against {number(best)}."
-    board = "".join(card(one.iloc[0], "yours", "own") for one in reversed(tries))
+    board = "".join(card(one.iloc[0], "yours") for one in reversed(tries))
     return (f'<div class="cx"><p class="verdict" role="status">{said}</p>{beside(of, board)}'
             f"<h3>The captioner's candidates</h3></div>{cards(of, made)}")
 
@@ -128,24 +124,19 @@ def rounds(of: Trip, found: pd.DataFrame) -> str:
 
 def steps(of: Trip, made: pd.DataFrame, models: Models) -> str:
     """Return one round trip with every number on the way (the paper's Figures 1 and 2)."""
-    usable = made[~made["flagged"]]
-    pairs = [[raw[0] for raw in embeddings(of, one, models.encoder)] for _, one in usable.iterrows()]
-    by_hand = pd.DataFrame({"candidate": usable.index, "e · e′": [a @ b for a, b in pairs],
-                            "|e| |e′|": [np.linalg.norm(a) * np.linalg.norm(b) for a, b in pairs]})
-    by_hand["cosine"] = by_hand["e · e′"] / by_hand["|e| |e′|"]
-    draws, k = of.preset.generator, len(made)
-    draws = f"{draws.steps} denoising steps, guidance scale {draws.guidance:g}, {draws.output_size} px"
-    said = [f"The captioner samples {k} captions y of the image x", f"The generator draws each caption ({draws})"]
-    if of.task == "text":
-        said = [f"The generator draws {k} images x of the text y ({draws})", "The captioner captions each image"]
+    draws, images = of.preset.generator, "".join(card(one, str(k)) for k, one in made.iterrows())
+    how = f"({draws.steps} denoising steps, guidance scale {draws.guidance:g})"
+    said = [f"The captioner samples captions of the image, the generator draws each {how}",
+            f"The generator draws the text several times {how}, the captioner captions each image"][of.task == "text"]
     named = made.rename_axis("candidate").reset_index().rename(columns={"logprob": "log p", "second": "second encoder"})
-    order = ranked(named).assign(rank=range(1, k + 1), **{name: 100 * named[name] for name in LABELS if name in named})
-    order = order[["rank", "candidate", "caption", "similarity", "second encoder", *named.columns.intersection(LABELS)]]
-    images = "".join(card(one, str(k)) for k, one in made.iterrows())
-    return (f"<div class='cx'><h4>1 · {said[0]}</h4>{_table(named[['candidate', 'seed', 'caption', 'log p']])}"
-            f"<h4>2 · {said[1]}</h4>{beside(of, images)}<h4>3 · The encoder compares embeddings e, by hand</h4>"
-            f"{_table(by_hand)}<h4>4 · Rank 1 is selected (scores are multiplied by 100)</h4>"
-            f"{_table(order.rename(columns=LABELS))}</div>")
+    for k, one in made[~made["flagged"]].iterrows():
+        a, b = (raw[0] for raw in embeddings(of, one, models.encoder))
+        named.loc[k, ["e · e′", "|e| |e′|"]] = a @ b, np.linalg.norm(a) * np.linalg.norm(b)
+    order = ranked(named).assign(rank=range(1, len(made) + 1))
+    order = order[["rank", "candidate", "caption", "e · e′", "|e| |e′|", "similarity", "second encoder"]]
+    return (f"<div class='cx'><h4>1 · {said}</h4>{_table(named[['candidate', 'seed', 'caption', 'log p']])}"
+            f"{beside(of, images)}<h4>2 · The encoder compares embeddings e of the source and e′ of the reconstruction; "
+            f"rank 1 is selected</h4>{_table(order)}</div>")
 
 
 def _table(frame: pd.DataFrame) -> str:
