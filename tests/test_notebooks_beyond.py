@@ -19,7 +19,7 @@ from lib.roundtrip.run import ranked
 __all__ = ["notebook"]  # the fixture
 N, K = 24, 6
 SIZE = {"DATASET": COCO, "N_SOURCES": N, "N_CANDIDATES": K}
-FREE = {"EMBED": False, "BEAM": False}  # no model
+FREE = {"EMBED": False, "N_BEAM": 0}  # no model
 
 
 def written(change: Any = None, effect: float = 0.3) -> None:
@@ -62,7 +62,7 @@ def test_agreement_takes_the_caption_most_like_the_others(notebook) -> None:
 
 def test_the_encoder_adds_its_rules(notebook) -> None:
     planted.write("mini", COCO, 6, 3)
-    names = notebook("09", DATASET=COCO, N_SOURCES=6, N_CANDIDATES=3, SCORES="cider, sem_f", BEAM=False)
+    names = notebook("09", DATASET=COCO, N_SOURCES=6, N_CANDIDATES=3, SCORES="cider, sem_f", N_BEAM=0)
     assert {"Self-retrieval", "Agreement by embedding"} <= set(names["chosen"])
 
 
@@ -111,7 +111,7 @@ def test_a_caption_that_decides_everything_needs_one_image(notebook, drawn) -> N
 
 def test_expected_gain_of_a_random_subset_is_exact(notebook) -> None:
     written()
-    names = notebook("11", **SIZE)
+    names = notebook("11", **SIZE, N_RACE=0)
     rows = names["rows"].astype({"cider": float}).set_index(["dataset", "item"])
     pairs = [(a, b) for a in range(K) for b in range(a)]
     item = rows.loc[rows.index[0]].set_index("candidate")
@@ -121,9 +121,16 @@ def test_expected_gain_of_a_random_subset_is_exact(notebook) -> None:
     assert table[1].to_numpy() == pytest.approx(100 * rows.groupby(level=[0, 1])["cider"].mean().to_numpy())
 
 
+def test_a_race_whose_previews_are_noise_rarely_ends_with_the_best(notebook, drawn) -> None:
+    drawn("noise"), written()
+    raced = notebook("11", **SIZE, N_RACE=N)["raced"].set_index("race")
+    assert raced.loc["1 of 3 steps, then 1 full", "agreement"] < 0.5
+    assert raced.loc["1 of 3 steps, then 1 full", "steps saved (%)"] == pytest.approx(100 * (1 - (K + 3) / (3 * K)))
+
+
 def test_a_free_score_that_knows_the_answer_makes_a_third_enough(notebook) -> None:
     written(lambda rows: rows.assign(logprob=rows["similarity"] - 9.0, clipscore=-rows["similarity"]), effect=1.0)
-    names = notebook("11", **SIZE)
+    names = notebook("11", **SIZE, N_RACE=0)
     assert verdicts(names, "2 of 6 images, log-probability, keep 95% of the gain in CIDEr") == ["supported"]
     assert verdicts(names, "2 of 6 images, CLIPScore, keep 95% of the gain in CIDEr") == ["contradicted"]
     assert verdicts(names, "2 of 6 images, at random, keep 95% of the gain in CIDEr") == ["contradicted"]
