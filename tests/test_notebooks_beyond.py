@@ -31,9 +31,6 @@ def verdicts(names: dict[str, Any], words: str) -> list[str]:
     return claims_of(names, words)["verdict"].tolist()
 
 
-# --- 09 selectors ---------------------------------------------------------------------------------
-
-
 def test_where_similarity_is_the_score_reconstruction_is_the_oracle(notebook) -> None:
     written(lambda rows: rows.assign(similarity=np.tanh(rows["cider"].astype(float) / 4)))
     names = notebook("09", **SIZE, **FREE)
@@ -45,28 +42,11 @@ def test_where_similarity_is_the_score_reconstruction_is_the_oracle(notebook) ->
     assert table.loc["Reconstruction (paper)", "images"] == K
 
 
-def test_where_log_probability_is_the_score_it_needs_no_images(notebook) -> None:
-    written(lambda rows: rows.assign(logprob=rows["cider"] - 9.0), effect=0.0)
-    names = notebook("09", **SIZE, **FREE)
-    table = names["table"][names["table"]["score"] == "cider"].set_index("rule")
-    assert table.loc["Log-probability", "estimate"] == table.loc["Oracle", "estimate"]
-    assert verdicts(names, "^Reconstruction selects better captions than Log-probability in CIDEr") == ["contradicted"]
-
-
 def test_agreement_takes_the_caption_most_like_the_others(notebook) -> None:
     said = ["a red owl in the snow", "a red owl in the snow", "a red owl in snow", "two cars", "a blue cat", "a tower"]
     written(lambda rows: rows.assign(message=[said[k] for k in rows["candidate"]]))
     names = notebook("09", **SIZE, **FREE)
     assert set(names["best"]("agreement")["candidate"]) == {0}
-
-
-def test_the_encoder_adds_its_rules(notebook) -> None:
-    planted.write("mini", COCO, 6, 3)
-    names = notebook("09", DATASET=COCO, N_SOURCES=6, N_CANDIDATES=3, SCORES="cider, sem_f", N_BEAM=0)
-    assert {"Self-retrieval", "Agreement by embedding"} <= set(names["chosen"])
-
-
-# --- 10 seed luck ---------------------------------------------------------------------------------
 
 
 class Drawn:
@@ -106,9 +86,6 @@ def test_a_caption_that_decides_everything_needs_one_image(notebook, drawn) -> N
     assert set(verdicts(names, "one image tells more of its caption")) == {"supported"}
 
 
-# --- 11 budget ------------------------------------------------------------------------------------
-
-
 def test_expected_gain_of_a_random_subset_is_exact(notebook) -> None:
     written()
     names = notebook("11", **SIZE, N_RACE=0)
@@ -134,9 +111,6 @@ def test_a_free_score_that_knows_the_answer_makes_a_third_enough(notebook) -> No
     assert verdicts(names, "2 of 6 images, log-probability, keep 95% of the gain in CIDEr") == ["supported"]
     assert verdicts(names, "2 of 6 images, CLIPScore, keep 95% of the gain in CIDEr") == ["contradicted"]
     assert verdicts(names, "2 of 6 images, at random, keep 95% of the gain in CIDEr") == ["contradicted"]
-
-
-# --- 14 who judges --------------------------------------------------------------------------------
 
 
 def test_an_encoder_that_measures_its_own_noise_is_circular(notebook) -> None:
@@ -167,9 +141,6 @@ def test_the_encoder_that_tells_left_from_right_is_named(notebook) -> None:
     names = notebook("14", DATASET=COCO, N_SOURCES=48, N_CANDIDATES=K)
     assert verdicts(names, "second encoder tells left from right better") == ["supported"]
     assert verdicts(names, "the ranking encoder tells left") == ["inconclusive"]
-
-
-# --- data that lack something ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [own_folder, own_texts])
