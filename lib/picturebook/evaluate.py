@@ -341,7 +341,7 @@ def main() -> None:
     if not options.parts:
         write_json(MODELS / "evaluation.json", {
             "n": options.n, "seed": options.seed, "generators": {s.folder: asdict(s) for s in GENERATORS},
-            "measures": [asdict(one) for one in measures]})  # fmt: skip
+            "measures": [asdict(one) | {"value": float(one.value), "n": int(one.n)} for one in measures]})  # fmt: skip
 
 
 if __name__ == "__main__":
