@@ -403,6 +403,7 @@ BAD_CAPTIONS = [
     ("captions.json", "{}", "has no captions: write some or remove"),
     ("captions.json", '{"1.png": 5}', r"\[0\].captions: .*list .given: 5"),
     ("captions.json", "[" * 100_000, "Invalid JSON"),
+    ("captions.json", '{"1.png": "one", "1.png": "uno"}', "'1.png' is there twice: give its captions as one list"),
     ("captions.json", '{"../x": "one"}', "leaves its folder"),
     ("captions.jsonl", '{"file_name": "1.png"}', r"line 1.captions: Field required"),
     ("captions.jsonl", '{"file_name": "1.png", "text": "one"}\n{', "line 2: Invalid JSON"),

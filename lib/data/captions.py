@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -107,7 +109,14 @@ def read_folder_captions(path: Path) -> dict[str, list[str]]:
 
 
 def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    data = validated(dict[str, Any] | list[Any], read_text(path), str(path))
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # JSON keeps the last of equal names without a word
+        if twice := [name for name, n in Counter(name for name, _ in pairs).items() if n > 1]:
+            raise UserError(f"{path}: {twice[0]!r:.80} is there twice: give its captions as one list")
+        return dict(pairs)
+
+    text = read_text(path)
+    data = validated(dict[str, Any] | list[Any], text, str(path))
+    json.loads(text, object_pairs_hook=once, parse_int=str)
     if isinstance(data, dict) and "annotations" in data:
         data = {entry.file_name: entry.captions for entry in read_coco(path)}
     if isinstance(data, dict):
