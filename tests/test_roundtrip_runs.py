@@ -241,6 +241,8 @@ def test_a_figure_folder_belongs_to_one_parameterisation(default, tmp_path, monk
         ("mini", f"folder:{tmp_path / 'a' / 'images'}"), ("mini", f"folder:{tmp_path / 'b' / 'images'}"),
         (str(tmp_path / "mini.toml"),))]
     assert len({own, *names}) == 8 and all(name.startswith("mini-") and len(name) < 100 for name in names)
+    shutil.copy(*sorted((tmp_path / "a" / "images").glob("*.png"))[:2])
+    assert open_runs("mini", f"folder:{tmp_path / 'a' / 'images'}").figures.name not in names
     assert open_runs("mini", n_sources=6).figures.parent == tmp_path / "figures"
     monkeypatch.setenv("COMPENDIUM_FIGURES", "")
     assert open_runs("mini", n_sources=6).figures.parent == ROOT / "figures"

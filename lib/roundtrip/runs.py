@@ -203,6 +203,7 @@ def _figure_folder(preset: Preset, names: list[str], loaded: dict[str, Dataset],
         folder += f"-{hashlib.sha256(preset.model_dump_json().encode()).hexdigest()[:6]}"
     data = "all" if names == _names("all", preset) else re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(loaded))[:60]
     if any(":" in name for name in names):
-        addresses = " ".join(dataset.address for dataset in loaded.values())
-        data += f"-{hashlib.sha256(addresses.encode()).hexdigest()[:6]}"
+        drawn = [whole.subset(size[0], size[2]) for whole in loaded.values()]  # changed data: no mix with old figures
+        content = " ".join(f"{own.address} {own.fingerprint}" for own in drawn)
+        data += f"-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
     return f"{folder}--{data}--n{size[0]}k{size[1]}s{size[2]}"
