@@ -111,7 +111,7 @@ def test_what_would_give_nonsense_is_refused_when_it_loads(tmp_path, kind, spoil
 
 
 def test_a_tokenizer_that_states_no_length_reads_what_its_text_encoder_reads(tmp_path):
-    shutil.copytree("data/models/mini/generator", tmp_path / "model")
+    shutil.copytree(MINI.generator.id, tmp_path / "model")
     file = tmp_path / "model" / "tokenizer" / "tokenizer_config.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "model_max_length"}))
     quick = MINI.generator.model_copy(update={"steps": 2})
@@ -142,7 +142,7 @@ def test_missing_models_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for load, settings, said in [
             (load_captioner, CaptionerSettings(id="data/models/hub/no-such"), "check the id in the preset"),
-            (load_generator, GeneratorSettings(id="data/models/mini/no-such"), "restore it with git checkout, or check the id"),
+            (load_generator, GeneratorSettings(id="data/models/mini/no-such"), "restore it with git checkout"),
             (load_encoder, EncoderSettings(id="nobody/no-such"), "HF_HUB_OFFLINE is set; check the id"),
             (load_encoder, EncoderSettings(id="openai/clip-vit-large-patch14", revision="0" * 40), "about 1.7 GB"),
             (load_encoder, EncoderSettings(id=str(tmp_path / "no-such")), "check the id in the preset")]:

@@ -246,9 +246,10 @@ def test_a_few_step_training_ends_beyond_its_last_step(tmp_path):
     """From 1 at the start of the last cycle by way of 3 at its end to 4."""
     recipe = FewStepRecipe(train.MODELS, "cpu", tmp_path)
     module, ends = torch.nn.Linear(1, 1), {}
-    for recipe.step, weight in ((recipe.large_from, 1.0), (recipe.large_from + 1, 2.0), (recipe.cycles[-1], 3.0)):
+    for step, weight in ((recipe.large_from, 1.0), (recipe.large_from + 1, 2.0), (recipe.cycles[-1], 3.0)):
+        recipe.step = step
         torch.nn.init.constant_(module.weight, weight)
-        ends[recipe.step] = recipe.carried_on(module).weight.item()
+        ends[step] = recipe.carried_on(module).weight.item()
     assert list(ends.values()) == [1.0, 2.0, 4.0] and module.weight.item() == 3.0
 
 
