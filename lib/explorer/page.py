@@ -306,19 +306,9 @@ class RunsTab:
     """Rows of finished runs: click a point to see its round trip."""
 
     def __init__(self, page: Page) -> None:
-        from plotly import graph_objects as go  # takes seconds, and not every page needs it
-
         self.page, self.parts, self.shown = page, [], w.HTML()
         self.run, self.score = field(w.Dropdown, "run", options=[]), field(w.Dropdown, "score", options=[])
-        self.plot = go.FigureWidget(layout={
-            "height": 360, "margin": {"l": 50, "r": 10, "t": 10, "b": 40}, "template": "simple_white",
-            "xaxis_title": "similarity", "legend": {"orientation": "h", "y": 1.1}, "autosize": True})
-        self.plot._config = {"responsive": True, "displayModeBar": False}  # as wide as a phone; plotly has no public name
-        for name, colour, size in (("candidate", "#0072b2", 6), ("selected", "#00785a", 9)):
-            self.plot.add_scatter(mode="markers", name=name, marker={"color": colour, "size": size, "opacity": 0.6})
-        for trace in self.plot.data:
-            trace.on_click(self.clicked)
-        self.widget = w.VBox([self.run, self.score, self.plot, self.shown])
+        self.widget = w.VBox([self.run, self.score, self.shown])
         self.run.observe(lambda run: run["new"] and page.guarded(self.open), "value")
         self.score.observe(lambda score: score["new"] and page.guarded(self.draw), "value")
 
@@ -338,14 +328,23 @@ class RunsTab:
         self.score.index = 0
 
     def draw(self) -> None:
-        """Draw the chosen score."""
+        """Draw the chosen score, in a new figure: one that is changed while JupyterLab loads it stays empty."""
+        from plotly import graph_objects as go  # takes seconds, and not every page needs it
+
         kept = self.rows.sort_values("rank", kind="stable").head(MOST_POINTS)
         self.parts = [kept[~kept["selected"]], kept[kept["selected"]]]
         words = "message" if self.run.value.task == "image" else "reconstruction"
-        with self.plot.batch_update():
-            self.plot.layout.yaxis.title = f"{view.LABELS[self.score.value]} × 100"
-            for trace, part in zip(self.plot.data, self.parts, strict=True):
-                trace.x, trace.y, trace.text = part["similarity"], 100 * part[self.score.value], part[words]
+        self.plot = go.FigureWidget([go.Scatter(
+            x=part["similarity"], y=100 * part[self.score.value], text=part[words], mode="markers", name=name,
+            marker={"color": colour, "size": size, "opacity": 0.6}) for part, (name, colour, size) in zip(
+                self.parts, (("candidate", "#0072b2", 6), ("selected", "#00785a", 9)), strict=True)], {
+            "height": 360, "margin": {"l": 50, "r": 10, "t": 10, "b": 40}, "template": "simple_white",
+            "xaxis_title": "similarity", "yaxis_title": f"{view.LABELS[self.score.value]} × 100",
+            "legend": {"orientation": "h", "y": 1.1}, "autosize": True})
+        self.plot._config = {"responsive": True, "displayModeBar": False}  # as wide as a phone; plotly has no public name
+        for trace in self.plot.data:
+            trace.on_click(self.clicked)
+        self.widget.children = [self.run, self.score, self.plot, self.shown]
 
     def clicked(self, trace: Any, points: Any, _: Any) -> None:
         """Show the round trip of the source whose candidate was clicked, from the stored rows and images."""
