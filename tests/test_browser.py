@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import urllib.error
 import urllib.request
@@ -29,7 +30,11 @@ def browser():
 
 
 def kernels(server: psutil.Process) -> int:
-    return sum("ipykernel_launcher" in " ".join(one.cmdline()) for one in server.children(recursive=True))
+    count = 0
+    for one in server.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            count += "ipykernel_launcher" in " ".join(one.cmdline())
+    return count
 
 
 def is_in_sight(page, name, size):
