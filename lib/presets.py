@@ -165,9 +165,11 @@ def load_preset(name_or_path: str | Path) -> Preset:
 def row_settings(preset: Preset) -> dict[str, Any]:
     """Return everything in a preset that can change a row, as plain data.
 
-    Left out: the name, what a run names itself, words for humans, and what rows must not depend on.
+    Left out: the name, what a run names itself, words for humans, what rows must not depend on, and revisions, which
+    are part of what identifies the weights.
     """
-    idle = {"batch_size": True, "compile": True, "options": {"price": True, "cap": True}}
+    idle = dict.fromkeys(("batch_size", "compile", "revision", "lora_revision"), True) | {
+        "options": {"price": True, "cap": True}}
     return preset.model_dump(mode="json", exclude=dict.fromkeys(
         ("name", "assumed", "datasets", "n_sources", "n_candidates", "seed"), True)
         | dict.fromkeys(("captioner", "generator", "encoder", "second_encoder"), idle))

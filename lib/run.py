@@ -227,7 +227,7 @@ def run_notebooks(flags: argparse.Namespace, folder: Path) -> int:
         export_summary(runs.figures / "notebooks" / path.name, runs.figures / "index.html")
         print(f"read first: {runs.figures / 'index.html'}")
     print(f"figures and executed notebooks: {runs.figures}")
-    if line := compare_expected(runs)[1]:
+    if line := compare_expected(runs):
         print(line)
     return 1 if told else 0
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,7 @@ def quick_scores(monkeypatch):
         words = [float(len(caption.split())) for caption in captions]
         table = pd.DataFrame(dict.fromkeys(run_module.CAPTION_SCORES, words))
         table["meteor"] = np.nan
-        table.attrs["missing"] = {"meteor": "no Java"}
+        table.attrs |= {"missing": {"meteor": "no Java"}, "unscored": {}}
         return table
 
     monkeypatch.setattr(run_module.metrics, "score_captions", score)
@@ -106,10 +107,15 @@ def test_shared_noise_draws_each_distinct_caption_once(bare):
     assert (rows.groupby(["item", "message"])["reconstruction"].nunique() == 1).all()
 
 
-def test_progress_counts_every_row(bare):
+def test_progress_counts_every_row_and_moves_while_nothing_is_finished(bare, tmp_path, monkeypatch, capsys):
     told = []
     generate_images(stand_ins().generator, ["red", "red", "blue"], [1, 1, 1], 1, told.append)
     assert told == [2, 1]
+    hurried = SimpleNamespace(sleep=lambda s: time.sleep(s / 100), perf_counter=time.perf_counter)
+    monkeypatch.setattr(run_module, "time", hurried)  # of each second only a hundredth
+    plan_run(MINI, bare, "image", K, 0, tmp_path).execute(models=stand_ins(pause=0.5))
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(": 0 of 65," in line for line in lines) > 3 and any(": 65 of 65," in line for line in lines)
 
 
 @pytest.mark.parametrize("task", ["image", "text"])
@@ -136,7 +142,9 @@ def test_useless_embeddings_name_the_item(tmp_path, value):
         made(dataset, models=dataclasses.replace(stand_ins(), encoder=ColourEncoder(spoilt=value)))
 
 
-def test_encoders_of_one_kind(captioned):
+def test_encoders_of_one_kind_or_none(captioned):
+    rows = made(captioned, models=dataclasses.replace(stand_ins(), second_encoder=None)).rows
+    assert rows["similarity"].notna().all() and rows["similarity_second"].isna().all()
     images_only, texts_only = ColourEncoder(), ColourEncoder()
     images_only.reads_texts, texts_only.reads_images = False, False
     rows = made(captioned, models=dataclasses.replace(stand_ins(), encoder=images_only, second_encoder=texts_only)).rows
@@ -147,11 +155,6 @@ def test_encoders_of_one_kind(captioned):
     assert rows[["clip_score", "similarity_second"]].isna().all(axis=None)
     with pytest.raises(UserError, match="its encoder reads no texts, which text reconstruction compares"):
         made(captioned, "text", dataclasses.replace(stand_ins(), encoder=images_only))
-
-
-def test_without_second_encoder(bare):
-    rows = made(bare, models=dataclasses.replace(stand_ins(), second_encoder=None)).rows
-    assert rows["similarity"].notna().all() and rows["similarity_second"].isna().all()
 
 
 def test_texts_without_images(tmp_path):
@@ -176,6 +179,7 @@ def test_a_run_has_ranks_scores_and_a_record(captioned, tmp_path, quick_scores, 
     info, cost = run.info(), run.cost()
     assert info["missing_scores"] == {"meteor": "no Java"} and info["counts"]["rows"] == N * K
     assert info["preset"]["captioner"]["sender"]["p"] == 0.9 and "commit" in info["made_by"]
+    assert info["identity"] == run.identity
     assert cost["sources"] == N and cost["images"] == rows["reconstruction" if task == "image" else "message"].nunique()
     assert {"caption", "generate", "embed", "score"} <= set(cost["seconds"]) and cost["wall"] > 0
     assert not any(b"hunter2" in path.read_bytes() for path in run.folder.rglob("*") if path.is_file())
@@ -189,28 +193,39 @@ def test_a_finished_run_needs_no_models_and_is_not_written(bare, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
 
 
-def test_a_metric_that_was_missing_is_filled_in_without_models(captioned, tmp_path, quick_scores, monkeypatch):
-    run = executed(captioned, tmp_path)
-    score = run_module.metrics.score_captions
+def test_scores_are_filled_in_where_they_can_be_had_and_made_again_on_demand(
+        captioned, tmp_path, quick_scores, monkeypatch):
+    run, score = executed(captioned, tmp_path), run_module.metrics.score_captions
 
-    def whole(*arguments):
-        table = score(*arguments).assign(meteor=0.5, cider=9.0)
-        table.attrs["missing"] = {}
+    def again(**options):
+        return run.execute(models=lambda: pytest.fail("models"), progress=False, **options).rows()[["cider", "meteor"]]
+
+    def later(*arguments):
+        table = score(*arguments).assign(meteor=0.5, cider=np.nan)
+        table.attrs["missing"] = {"cider": "document frequencies need at least two images"}  # of that nothing changes
         return table
 
-    monkeypatch.setattr(run_module.metrics, "score_captions", whole)
-    assert run.execute(models=lambda: pytest.fail("models")).rows()["meteor"].isna().all()  # still not to be had
+    monkeypatch.setattr(run_module.metrics, "score_captions", later)
+    assert again()["meteor"].isna().all()  # still not to be had
     monkeypatch.setattr(run_module.metrics, "available", lambda: dict.fromkeys(run_module.CAPTION_SCORES))
-    assert (run.execute(models=lambda: pytest.fail("models")).rows()["meteor"] == 0.5).all()
-    assert run.info()["missing_scores"] == {}
+    assert (again()["meteor"] == 0.5).all() and list(run.info()["missing_scores"]) == ["cider"]
+    monkeypatch.setattr(run_module.metrics, "score_captions", score)
+    assert again()["cider"].isna().all()
+    assert (again(rescore=True)["cider"] == 6).all()
 
 
-def test_scores_are_made_again_on_demand(captioned, tmp_path, quick_scores, monkeypatch):
-    run = executed(captioned, tmp_path)
+def test_a_caption_without_a_score_is_named(captioned, tmp_path, quick_scores, monkeypatch, capsys):
     score = run_module.metrics.score_captions
-    monkeypatch.setattr(run_module.metrics, "score_captions", lambda *a: score(*a).assign(cider=9.0))
-    assert (run.execute(models=lambda: pytest.fail("models")).rows()["cider"] == 6).all()
-    assert (run.execute(models=lambda: pytest.fail("models"), rescore=True).rows()["cider"] == 9).all()
+
+    def but_one(*arguments):
+        table = score(*arguments)
+        table.attrs["unscored"] = {3: "image 00.png: no METEOR for a caption of 10,000 words"}
+        return table
+
+    monkeypatch.setattr(run_module.metrics, "score_captions", but_one)
+    run = executed(captioned, tmp_path)
+    assert run.info()["unscored"] == ["image 00.png: no METEOR for a caption of 10,000 words"]
+    assert "captions without a score: image 00.png: no METEOR" in capsys.readouterr().err
 
 
 def test_scenes_give_semantic_scores(captioned, tmp_path, quick_scores):
@@ -251,7 +266,3 @@ def test_bad_options(bare, tmp_path, options, reason):
     with pytest.raises(UserError, match=reason):
         executed(bare, tmp_path, **options)
 
-
-def test_the_record_is_json_that_others_can_read(bare, tmp_path):
-    run = executed(bare, tmp_path)
-    assert json.loads((run.folder / "run.json").read_text())["identity"] == run.identity

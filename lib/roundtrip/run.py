@@ -11,26 +11,27 @@ so that runs never mix::
     baselines.parquet       the baselines, scored
     cost.json               seconds by stage (differs from time to time)
 
-There is no ledger: a shard is done when its file is there and whole, and every file appears only when it is whole. So
-a killed run goes on where it stopped and ends with the same tables byte for byte. COMPENDIUM_RUNS may be a URL of a
-store that fsspec reaches. There no lock is held: two commands on one run do the work twice and write the same bytes.
-Tried with memory:// and with a local folder behind s3://, never with a real object store.
+A shard is done when its file is there and whole, and every file appears only when it is whole. So a killed run goes on
+where it stopped and ends with the same tables byte for byte. COMPENDIUM_RUNS may be a URL of a store that fsspec
+reaches. There no lock is held: two commands on one run do the work twice and write the same bytes. Tried with memory://
+and with a local folder behind s3://, never with a real object store.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import io
 import json
+import math
 import platform
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -51,6 +52,7 @@ from upath import UPath
 from lib import metrics, ranking
 from lib.base import ROOT, UserError, folder_setting, write_atomic
 from lib.data import Dataset, decode_image
+from lib.data.datasets import examples
 from lib.metrics import CAPTION_SCORES, SEMANTIC_SCORES
 from lib.presets import Preset, row_settings
 from lib.roundtrip.steps import Batch, Cost, Tick, round_trip
@@ -61,7 +63,6 @@ if TYPE_CHECKING:
 
 SHARD_SIZE = 32  # sources made, written and resumed together
 SCORED_TOGETHER = 5000  # captions: enough to share the start of Java, few enough to keep memory flat
-NO_REFERENCES = "the dataset has no reference captions"
 Place = Path | UPath
 
 # tables
@@ -89,8 +90,12 @@ def write_table(path: Place, frame: pd.DataFrame, columns: Sequence[str]) -> Non
 
 
 def read_table(path: Place) -> pd.DataFrame:
-    """A table that :func:`write_table` wrote; pyarrow's error if it is cut off or its checksums are wrong."""
-    return pq.read_table(io.BytesIO(path.read_bytes()), page_checksum_verification=True).to_pandas()
+    """A table that :func:`write_table` wrote; UserError if it is cut off or its checksums are wrong."""
+    content = io.BytesIO(path.read_bytes())
+    try:
+        return pq.read_table(content, page_checksum_verification=True).to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged, remove it and execute the run again: {error}") from error
 
 
 def read_json(path: Place) -> dict[str, Any]:
@@ -120,13 +125,7 @@ class Shard:
     run: Run
 
     def __str__(self) -> str:
-        ids = [item.id for item in self.run.dataset.items]
-        return f"shard {self.index} (items {', '.join(ids[:10])}{' ...' if len(ids) > 10 else ''})"
-
-    @property
-    def n_rows(self) -> int:
-        """How many rows it has."""
-        return len(self.run.dataset) * self.run.n_candidates
+        return f"shard {self.index} (items {examples([item.id for item in self.run.dataset.items], 10)})"
 
     def path(self, kind: str) -> Place:
         """The file of its "shards" or "baselines"."""
@@ -153,15 +152,11 @@ class Shard:
         return batch.cost
 
     def done(self) -> bool:
-        """Whether its files are there and whole; a damaged one is named and made again."""
-        kinds = {"shards": self.run.n_candidates} | ({"baselines": 1} if self.run.task == "image" else {})
+        """Whether its files are there and whole."""
         try:
-            return all(read_table(self.path(kind))["item"].tolist() == [
-                item.id for item in self.run.dataset.items for _ in range(each)] for kind, each in kinds.items())
-        except FileNotFoundError:
-            return False
-        except (pa.ArrowException, OSError) as error:
-            print(f"{self} of {self.run.name} is damaged, and made again: {error}", file=sys.stderr, flush=True)
+            kinds = ("shards", "baselines") if self.run.task == "image" else ("shards",)
+            return all(len(read_table(self.path(kind))) for kind in kinds)
+        except (FileNotFoundError, UserError):
             return False
 
 
@@ -184,12 +179,10 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that changes a row, and nothing else. Revisions are left out of the settings: weights hold them."""
-        settings = {name: {key: inner for key, inner in value.items() if not key.endswith("revision")}
-                    if isinstance(value, dict) else value for name, value in row_settings(self.preset).items()}
-        return {"settings": _digest(settings), "data": self.dataset.fingerprint, "weights": dict(self.weights),
-                "dataset": self.dataset.name, "task": self.task, "n": len(self.dataset), "k": self.n_candidates,
-                "seed": self.seed}
+        """All that changes a row, and nothing else."""
+        return {"settings": _digest(row_settings(self.preset)), "data": self.dataset.fingerprint,
+                "weights": dict(self.weights), "dataset": self.dataset.name, "task": self.task, "n": len(self.dataset),
+                "k": self.n_candidates, "seed": self.seed}
 
     @property
     def name(self) -> str:
@@ -224,21 +217,14 @@ class Run:
 
     def image(self, name: str) -> Image.Image:
         """The generated image of a row (RGB), by the path in its column message or reconstruction."""
-        try:
-            return decode_image((self.folder / name).read_bytes(), name)
-        except FileNotFoundError as error:
-            raise UserError(f"{self.folder / name} is absent: remove rows.parquet and the folder shards beside it and "
-                            "execute the run again") from error
+        return decode_image(self.folder / name)
 
     def _table(self, name: str) -> pd.DataFrame:
         if not self.finished:
             notebook = {"image": "01_image_reconstruction", "text": "02_text_reconstruction"}[self.task]
             raise UserError(f"run {self.name} is not finished: execute notebooks/{notebook}.ipynb with the same "
                             "parameters first, or ./run_all.sh")
-        try:
-            return read_table(self.folder / name)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self.folder / name} is damaged, remove it and execute the run again: {error}") from error
+        return read_table(self.folder / name)
 
     # executing
 
@@ -256,66 +242,57 @@ class Run:
         several workers need); None loads the preset's. A finished run is only scored again, without models: where a
         metric was missing and is available now, and always with rescore. Raises UserError in one line.
         """
-        run = self if self.finished or None not in self.weights.values() else self._fetched()
-        if run.finished and not (rescore or run._fillable()):
+        run = self
+        if None in self.weights.values() and not self.finished:  # known by their content once they are here
+            from lib.models import fetch_models
+
+            fetch_models(self.preset)
+            run = plan_run(self.preset, self.dataset, self.task, self.n_candidates, self.seed, self.folder.parent)
+        if run._complete() and not rescore:
             return run  # before any lock: its folder may be read-only
-        with _guarded(run.folder):
+        with _lock(run.folder) if isinstance(run.folder, Path) else contextlib.nullcontext():  # a store has no locks
             if not run.finished:
                 run._make(workers, engine, models, progress)
-            if not run.finished or rescore or run._fillable():
-                if progress:
-                    print(f"scoring {run.name}", file=sys.stderr, flush=True)
-                run._score()
+            if rescore or not run._complete():
+                run._score(progress)
         return run
 
-    def _fetched(self) -> Run:
-        """This run once its models are on this machine and known by their content."""
-        from lib.models import fetch_models
-
-        fetch_models(self.preset)
-        return plan_run(self.preset, self.dataset, self.task, self.n_candidates, self.seed, self.folder.parent)
-
-    def _fillable(self) -> bool:
-        """Whether a score that is missing in the rows could be had now."""
-        missing = [name for name, reason in self.info().get("missing_scores", {}).items() if reason != NO_REFERENCES]
-        return bool(missing) and any(reason is None for name, reason in metrics.available().items() if name in missing)
+    def _complete(self) -> bool:
+        """Whether it is finished and has every score that can be had here."""
+        return self.finished and not any(metrics.available()[name] is None for name in self.info().get("fillable", []))
 
     def _make(self, workers: int, engine: str, models: Any, progress: bool) -> None:
         """Make the shards that are not done, and keep what they cost; the record of a begun run stays."""
         for path in self.folder.rglob(".*.tmp") if isinstance(self.folder, Path) else ():
             path.unlink(missing_ok=True)  # what killed processes left; the lock is ours
-        if self.info().get("identity") != self.identity:
+        if not self.info():
             data = self.dataset
             write_json(self.folder / "run.json", {
                 "run": self.name, "identity": self.identity, "task": self.task, "n_candidates": self.n_candidates,
                 "seed": self.seed, "shard_size": self.shard_size, "preset": self.preset.model_dump(mode="json"),
                 "dataset": {"name": data.name, "sources": len(data), "split_size": len(data.references),
                             "absent": len(data.absent), "notes": list(data.notes)}, "made_by": program()})
-        waiting = [shard for shard in self.shards() if not shard.done()]
+        shards = self.shards()
+        waiting = [shard for shard in shards if not shard.done()]
         if not waiting:
             return
         self.dataset.check_images()
-        cost, rows = Cost(read_json(self.folder / "cost.json")), len(self.dataset) * self.n_candidates
-        begun, terminal = time.perf_counter() - cost["wall"], sys.stderr.isatty()
+        cost = Cost(read_json(self.folder / "cost.json"))
+        begun = time.perf_counter() - cost["wall"]
 
         def done(spent: Cost) -> None:
             cost.update(spent)
             cost["wall"] = time.perf_counter() - begun
             write_json(self.folder / "cost.json", {name: round(value, 3) for name, value in cost.items()})
 
-        with tqdm(total=rows, initial=rows - sum(shard.n_rows for shard in waiting), desc=self.name, unit="row",
-                  disable=not progress, mininterval=0.5 if terminal else 10, maxinterval=10,
-                  bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt}, {elapsed} < {remaining}\n") as bar:
-
-            def tick(n: int) -> None:
-                bar.update(n) if n or not terminal else bar.refresh()
-
-            loaded = make_shards(waiting, workers, engine, models, self.preset, done, tick)
+        rows, left = (sum(len(shard.run.dataset) for shard in some) * self.n_candidates for some in (shards, waiting))
+        with _progress(self.name, rows, rows - left, progress) as bar:
+            loaded = make_shards(waiting, workers, engine, models, self.preset, done, bar.update)
         write_json(self.folder / "run.json", self.info() | {"loaded": loaded})
 
     # ranking and scoring
 
-    def _score(self) -> None:
+    def _score(self, progress: bool) -> None:
         """Rank and score all shards into the two tables, then write the counts that make the run finished."""
         cost, shards = Cost(read_json(self.folder / "cost.json")), self.shards()
         with cost.stage("score"):
@@ -324,7 +301,8 @@ class Run:
             greedy = pd.concat(greedy or [pd.DataFrame(columns=list(GREEDY_COLUMNS))], ignore_index=True)
             said = rows["message" if self.task == "image" else "reconstruction"].where(~rows["flagged"])
             pairs = pd.concat([rows[["item"]].assign(caption=said), greedy[["item", "caption"]]], ignore_index=True)
-            scores, missing = self._scores(pairs)
+            with _progress(f"scoring {self.name}", len(pairs), 0, progress):
+                scores, gaps = self._scores(pairs)
             greedy = greedy.join(scores[len(rows):].reset_index(drop=True))
             write_table(self.folder / "baselines.parquet", greedy, BASELINE_COLUMNS)
             write_table(self.folder / "rows.parquet", rows.join(scores[: len(rows)]), ROW_COLUMNS)
@@ -332,25 +310,47 @@ class Run:
         flagged = rows.loc[rows["flagged"], "item"]
         counts = {"rows": len(rows), "flagged": len(flagged), "flagged_sources": flagged.nunique(),
                   "truncated_prompts": int(rows["truncated"].sum())}
-        write_json(self.folder / "run.json", self.info() | {"counts": counts, "missing_scores": missing})
+        write_json(self.folder / "run.json", self.info() | {"counts": counts} | gaps)
 
-    def _scores(self, pairs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
-        """Every score of (item, caption) pairs, each distinct one scored once, and {missing metric: reason}."""
+    def _scores(self, pairs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Every score of (item, caption) pairs, each distinct one scored once, and what has none: metrics with the
+        reason, those of them that can be had once something is installed, and single captions with the reason."""
         items, names = self.dataset.by_id(), [*CAPTION_SCORES, *SEMANTIC_SCORES]
         distinct = pairs.dropna().drop_duplicates().reset_index(drop=True).reindex(columns=[*pairs, *names])
         known = distinct.index[[bool(items[item].references) for item in distinct["item"]]]
-        missing = {} if len(known) else dict.fromkeys(CAPTION_SCORES, NO_REFERENCES)
+        missing = {} if len(known) else dict.fromkeys(CAPTION_SCORES, "the dataset has no reference captions")
         references = metrics.References.build(self.dataset.references) if len(known) else None
+        unscored: list[str] = []
         for start in range(0, len(known), SCORED_TOGETHER):
             part = known[start : start + SCORED_TOGETHER]
             found = metrics.score_captions(*(distinct.loc[part, name].tolist() for name in pairs), references)
             distinct.loc[part, list(CAPTION_SCORES)] = found[list(CAPTION_SCORES)].to_numpy(float)
             missing |= found.attrs["missing"]
+            unscored += found.attrs["unscored"].values()
+        if unscored:
+            print(f"{self.name}: captions without a score: {examples(unscored)}", file=sys.stderr, flush=True)
         scenes = [items[item].scene for item in distinct["item"]]
         if any(scenes):
             found = metrics.score_semantics(distinct["caption"].tolist(), scenes)
             distinct[list(SEMANTIC_SCORES)] = found[list(SEMANTIC_SCORES)].to_numpy(float)
-        return pairs.merge(distinct, how="left", on=list(pairs))[names], missing
+        fillable = [name for name, reason in metrics.available().items() if reason and name in missing]
+        gaps = {"missing_scores": missing, "fillable": fillable, "unscored": unscored}
+        return pairs.merge(distinct, how="left", on=list(pairs))[names], gaps
+
+
+def _progress(what: str, total: int, done: int, shown: bool) -> tqdm:
+    """A progress bar that moves at least every ten seconds; outside a terminal it is a line each time."""
+    lines = {"mininterval": math.inf, "bar_format": "{desc}: {n_fmt} of {total_fmt}, {elapsed} < {remaining}\n"}
+    bar = tqdm(total=total, initial=done, desc=what, unit="row", disable=not shown,
+               **{} if sys.stderr.isatty() else lines)
+
+    def refresh() -> None:
+        while not bar.disable:  # until it is closed
+            time.sleep(10)
+            bar.refresh()
+
+    threading.Thread(target=refresh, daemon=True).start()
+    return bar
 
 
 # finding
@@ -371,8 +371,7 @@ fsspec.register_implementation("s3", S3, clobber=True)
 
 def runs_root() -> Place:
     """Where runs lie: ``data/runs``, or the folder or URL that COMPENDIUM_RUNS names."""
-    root = folder_setting("COMPENDIUM_RUNS", ROOT / "data" / "runs")
-    return Path(root.path) if isinstance(root, UPath) and root.protocol in ("", "file", "local") else root
+    return folder_setting("COMPENDIUM_RUNS", ROOT / "data" / "runs")
 
 
 def weights_of(preset: Preset) -> dict[str, str | None]:
@@ -429,25 +428,11 @@ def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def _guarded(folder: Place) -> Iterator[None]:
-    """Hold a run's folder, where it is no store, and turn a full or forbidden disk into one line.
-
-    A second command on the same run says so and waits. The lock is the kernel's: a killed process leaves none.
-    """
-    try:
-        with contextlib.ExitStack() as stack:
-            if isinstance(folder, Path):
-                folder.mkdir(parents=True, exist_ok=True)
-                lock = FileLock(folder / ".lock")
-                try:
-                    stack.enter_context(lock.acquire(timeout=0))
-                except Timeout:
-                    print(f"another process works on {folder.name}: waiting", file=sys.stderr, flush=True)
-                    stack.enter_context(lock)
-            yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        raise UserError(f"{error.filename or folder} cannot be written ({error.strerror}): make room, or set "
-                        "COMPENDIUM_RUNS to another folder, and run again; finished rows are kept") from error
+def _lock(folder: Path) -> contextlib.AbstractContextManager[Any]:
+    """What holds a run's folder, after a word where another process holds it. The kernel frees it of a killed one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    with contextlib.suppress(Timeout):
+        return lock.acquire(timeout=0)
+    print(f"another process works on {folder.name}: waiting", file=sys.stderr, flush=True)
+    return lock

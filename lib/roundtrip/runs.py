@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -110,16 +110,12 @@ class Runs:
         return table
 
     def dataset(self, name: str) -> Dataset:
-        """A dataset's whole split, with the references that document frequencies are counted over."""
+        """A dataset's whole split, whose references document frequencies are counted over."""
         return self.loaded[name]
 
     def item(self, dataset: str, item: str) -> Item:
         """The source of a row."""
-        return self._items[dataset][item]
-
-    @cached_property
-    def _items(self) -> dict[str, dict[str, Item]]:
-        return {name: dataset.by_id() for name, dataset in self.loaded.items()}
+        return self.loaded[dataset].by_id()[item]
 
     def image(self, row: Any) -> Image.Image:
         """The generated image of a row of :meth:`rows` (RGB): its reconstruction, or its candidate in the text task."""
@@ -128,7 +124,7 @@ class Runs:
 
     def provenance(self) -> dict[str, Any]:
         """Where results come from: the program now, and by run what made its rows."""
-        kept = ("identity", "made_by", "loaded", "counts", "missing_scores")
+        kept = ("identity", "made_by", "loaded", "counts", "missing_scores", "unscored")
         return {"preset": self.preset.name, "seed": self.seed, "n_candidates": self.n_candidates,
                 "program": program(), "skipped": list(self.skipped.values()),
                 "runs": {run.name: {key: run.info().get(key) for key in kept}
@@ -146,26 +142,25 @@ def open_runs(preset: str = "mini", dataset: str | Sequence[str] = "all", n_sour
     for name, value in (("N_SOURCES", n_sources), ("N_CANDIDATES", n_candidates), ("SEED", seed)):
         if isinstance(value, bool) or not isinstance(value, int) or (value < 0 and name != "SEED"):
             raise UserError(f"{name} = {value!r}: give a whole number, or 0 for the preset's own")
-    size = (n_sources or chosen.n_sources, n_candidates or chosen.n_candidates, seed or chosen.seed)
+    n, *size = (n_sources or chosen.n_sources, n_candidates or chosen.n_candidates, seed or chosen.seed)
     loaded: dict[str, Dataset] = {}
     names = _names(dataset, chosen)
     for one in map(load_dataset, names):
         count = sum(other.name == one.name for other in loaded.values())
         loaded[f"{one.name} ({count + 1})" if count else one.name] = one
-    figures = Path(folder_setting("COMPENDIUM_FIGURES", ROOT / "figures"))
-    runs = Runs(chosen, {}, {}, figures / _figure_folder(chosen, names, loaded, *size), *size[1:], loaded)
-    weights = weights_of(chosen)
+    runs, skipped, weights = dict[tuple[str, str], Run](), dict[tuple[str, str], str](), weights_of(chosen)
     for label, whole in loaded.items():
-        for task in TASKS:
-            reason = whole.feeds(task) or _unread(chosen, task)
-            if reason:
-                runs.skipped[label, task] = reason
+        for task, needed in zip(TASKS, ("path", "references"), strict=True):
+            if reason := whole.feeds(task) or _unread(chosen, task):
+                skipped[label, task] = reason
             else:
-                drawn = _sources(whole, task).subset(size[0], size[2])
-                runs.runs[label, task] = plan_run(chosen, drawn, task, *size[1:], weights=weights)
-    if not runs.runs:
-        raise UserError(f"nothing can be run: {'; '.join(runs.skipped.values())}")
-    return runs
+                usable = replace(whole, items=tuple(item for item in whole.items if getattr(item, needed)))
+                runs[label, task] = plan_run(chosen, usable.subset(n, size[1]), task, *size, weights=weights)
+    if not runs:
+        raise UserError(f"nothing can be run: {'; '.join(skipped.values())}")
+    figures = folder_setting("COMPENDIUM_FIGURES", ROOT / "figures") / "--".join((
+        _preset_part(chosen), _data_part(chosen, names, list(loaded), runs.values()), f"n{n}k{size[0]}s{size[1]}"))
+    return Runs(chosen, runs, skipped, figures, *size, loaded)
 
 
 def _names(dataset: str | Sequence[str], preset: Preset) -> list[str]:
@@ -176,34 +171,29 @@ def _names(dataset: str | Sequence[str], preset: Preset) -> list[str]:
     return list(dict.fromkeys(re.split(rf"\s*,\s*(?={starts})", dataset) if isinstance(dataset, str) else dataset))
 
 
-def _sources(dataset: Dataset, task: str) -> Dataset:
-    """The dataset without the items that a task cannot start from."""
-    needed = "path" if task == "image" else "references"
-    return replace(dataset, items=tuple(item for item in dataset.items if getattr(item, needed)))
-
-
 def _unread(preset: Preset, task: str) -> str | None:
     """Why the encoder cannot compare what a task reconstructs; None if it can."""
     from lib.models import ADAPTERS
 
-    if preset.encoder.adapter in ("clip", "siglip"):
-        return None
-    place = ADAPTERS["encoder"].get(preset.encoder.adapter, preset.encoder.adapter)
-    module, _, name = place.partition(":")
-    kind = "images" if task == "image" else "texts"
-    if getattr(getattr(importlib.import_module(module), name), f"reads_{kind}", True):
-        return None
+    adapter, kind = preset.encoder.adapter, "images" if task == "image" else "texts"
+    module, _, name = ADAPTERS["encoder"].get(adapter, adapter).partition(":")
+    if adapter in ("clip", "siglip") or getattr(getattr(importlib.import_module(module), name), f"reads_{kind}", True):
+        return None  # the first two import no torch
     return f"preset {preset.name}: its encoder reads no {kind}, which {task} reconstruction compares"
 
 
-def _figure_folder(preset: Preset, names: list[str], loaded: dict[str, Dataset], *size: int) -> str:
-    """The name of the figure folder: preset, datasets and sizes, as a run's. `figures/mini` is a committed copy."""
-    folder = safe_part(preset.name)
-    if not ((PRESETS / f"{preset.name}.toml").is_file() and load_preset(preset.name) == preset):  # a file of the user's
-        folder += f"-{hashlib.sha256(preset.model_dump_json().encode()).hexdigest()[:6]}"
-    data = "all" if names == _names("all", preset) else re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(loaded))[:60]
-    if any(":" in name for name in names):
-        drawn = [whole.subset(size[0], size[2]) for whole in loaded.values()]  # changed data: no mix with old figures
-        content = " ".join(f"{own.address} {own.fingerprint}" for own in drawn)
-        data += f"-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
-    return f"{folder}--{data}--n{size[0]}k{size[1]}s{size[2]}"
+def _preset_part(preset: Preset) -> str:
+    """A preset's part of the name of a figure folder; a file of the user's has a hash of its content."""
+    given = (PRESETS / f"{preset.name}.toml").is_file() and load_preset(preset.name) == preset
+    return safe_part(preset.name) + ("" if given else _short_hash(preset.model_dump_json()))
+
+
+def _data_part(preset: Preset, names: list[str], labels: list[str], runs: Iterable[Run]) -> str:
+    """The datasets' part; other data than the picture book may change and has a hash of its content."""
+    part = "all" if names == _names("all", preset) else re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(labels))[:60]
+    own = not all(name.startswith("picturebook") for name in names)
+    return part + (_short_hash(*(run.dataset.fingerprint for run in runs)) if own else "")
+
+
+def _short_hash(*texts: str) -> str:
+    return f"-{hashlib.sha256(' '.join(texts).encode()).hexdigest()[:6]}"

@@ -7,8 +7,8 @@ Workers share nothing but the run's folder; each loads the models once and write
   Program, data and run folder lie under the same path on each machine. Needs ``pip install --no-deps -r
   requirements-ray.lock``.
 
-A worker that is killed is replaced. Its shard is tried again alone, so that no other is blamed; after three tries it is
-given up and named when all others are done. What goes wrong in writing (a full disk) stops the run at once.
+A worker that is killed is replaced. What failed is tried again alone when all else is done; after three tries it is
+given up and named. Bad input and a full disk stop the run at once.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,15 +39,16 @@ TRIES = 3
 START = "spawn"  # workers begin afresh: CUDA and thread pools do not survive a fork
 Load = Callable[[], "Models"]
 Done = Callable[["Cost"], None]
+Answer = tuple["Cost | str | Exception", dict[str, Any]]  # see _work
+Worker = Callable[[Load, "Shard"], Future[Answer]]
 
 
 def make_shards(shards: Sequence[Shard], workers: int, engine: str, models: Models | Load | None, preset: Preset,
                 done: Done, tick: Tick) -> dict[str, Any]:
     """Make the shards; what the models are (id, revision, device, number type).
 
-    done is called with the cost of each shard when its files are written, tick with the rows that came along (0: time
-    goes on). Raises UserError for an engine that is not there, and when all that can be done is done, if shards were
-    given up.
+    done is called with the cost of each shard when its files are written, tick with the rows that came along. Raises
+    UserError for an engine that is not there, and when all that can be done is done, if shards were given up.
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise UserError(f"WORKERS = {workers!r}: must be a whole number of at least 1")
@@ -58,9 +57,9 @@ def make_shards(shards: Sequence[Shard], workers: int, engine: str, models: Mode
     load = models if callable(models) else partial(_load, preset) if models is None else lambda: models
     if engine == "local" and workers == 1:
         return _make_here(shards, load, done, tick)
-    pools = contextlib.nullcontext(_Processes) if engine == "local" else _ray_cluster(workers)
-    with pools as pool:
-        return _make_in_pool(shards, min(workers, len(shards)), pool, load, done, tick)
+    workers = min(workers, len(shards))
+    with _processes(workers) if engine == "local" else _ray_tasks(workers) as start:
+        return _make_by_workers(shards, workers, start, load, done, tick)
 
 
 def _load(preset: Preset) -> Models:
@@ -76,11 +75,10 @@ def _load(preset: Preset) -> Models:
 
 
 def _described(models: Models) -> dict[str, Any]:
-    """What was loaded, by part; nothing for models that keep no settings."""
+    """What was loaded, by part; without details for models that keep no settings."""
     from lib.models import describe
 
-    parts = {part: describe(model) for part, model in vars(models).items() if model is not None}
-    return {part: facts for part, facts in parts.items() if facts}
+    return {part: describe(model) for part, model in vars(models).items() if model is not None}
 
 
 def _make_here(shards: Sequence[Shard], load: Load, done: Done, tick: Tick) -> dict[str, Any]:
@@ -98,53 +96,48 @@ def _make_here(shards: Sequence[Shard], load: Load, done: Done, tick: Tick) -> d
     return _described(models)
 
 
-def _make_in_pool(shards: Sequence[Shard], workers: int, pool: Callable[[int], Any], load: Load, done: Done, tick: Tick
-                  ) -> dict[str, Any]:
-    """Make shards in the pools of workers that ``pool(width)`` starts."""
-    waiting, tries, failed, answers = list(shards), Counter[int](), {}, []
-
-    def settle(shard: Shard, outcome: Cost | str | Exception, again: bool) -> None:
-        tries[shard.index] += 1
-        if isinstance(outcome, Exception):
-            raise outcome
-        if not isinstance(outcome, str):
-            done(outcome)
-            tick(shard.n_rows)
-        elif again and tries[shard.index] < TRIES:
-            print(f"is tried again: {shard}: {outcome}", file=sys.stderr, flush=True)
-            return
-        else:
-            print(f"given up: {shard}: {outcome}", file=sys.stderr, flush=True)
-            failed[shard] = outcome
-        waiting.remove(shard)
-
-    while waiting:
-        suspects = sorted((shard for shard in waiting if tries[shard.index]), key=lambda shard: tries[shard.index])
-        queue, running, width = suspects or list(waiting), dict[Future[Any], "Shard"](), 1 if suspects else workers
-        with contextlib.suppress(BrokenProcessPool), pool(width) as crew:
-            while queue or running:
-                while queue and len(running) < width:
-                    shard = queue.pop(0)
-                    running[crew.submit(_work, load, shard)] = shard
-                for future in wait(running, 2, FIRST_COMPLETED)[0]:
-                    try:
-                        answers.append(future.result())
-                    except BrokenProcessPool:  # of which worker is not told
-                        raise
-                    except Exception as error:  # of this worker: Ray tells
-                        settle(running.pop(future), f"its worker was killed ({_one_line(error)})", True)
-                    else:
-                        settle(running.pop(future), *answers[-1][:2])
-                tick(0)
-        for shard in running.values():
-            settle(shard, "its worker was killed (out of memory?)", True)
-        if failed and not answers:
-            raise UserError("every worker was killed before it made anything (out of memory?): use fewer workers")
+def _make_by_workers(shards: Sequence[Shard], workers: int, start: Callable[[], Worker], load: Load, done: Done,
+                     tick: Tick) -> dict[str, Any]:
+    """Make shards by workers that ``start`` starts: all at once, then what failed one by one."""
+    loaded: dict[str, Any] = {}
+    failed = dict.fromkeys(shards, "")
+    for attempt in range(1, TRIES + 1):
+        waiting, failed = list(failed), {}
+        for shard, (outcome, facts) in _answers(waiting, workers if attempt == 1 else 1, start, load):
+            loaded = facts or loaded
+            if isinstance(outcome, Exception):
+                raise outcome
+            if isinstance(outcome, str):
+                failed[shard] = outcome
+                print(f"try {attempt} of {TRIES} failed: {shard}: {outcome}", file=sys.stderr, flush=True)
+            else:
+                done(outcome)
+                tick(len(shard.run.dataset) * shard.run.n_candidates)
+            if not loaded and len(failed) > workers:
+                raise UserError(f"no worker could make anything ({outcome}): out of memory? Use fewer workers")
     if failed:
         shard = min(failed, key=lambda one: one.index)
         raise UserError(f"{len(failed)} of {len(shards)} shards could not be made, all others are kept. First {shard}: "
-                        f"{failed[shard]}. Mend or take out these sources and run again")
-    return answers[-1][2]
+                        f"{failed[shard]}")
+    return loaded
+
+
+def _answers(shards: list[Shard], width: int, start: Callable[[], Worker], load: Load
+             ) -> Iterator[tuple[Shard, Answer]]:
+    """Each shard with its worker's answer, as they come; a killed worker is replaced."""
+    idle, running = [start() for _ in shards[:width]], dict[Future[Answer], tuple[Worker, "Shard"]]()
+    while shards or running:
+        while shards and idle:
+            worker, shard = idle.pop(), shards.pop(0)
+            running[worker(load, shard)] = worker, shard
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            worker, shard = running.pop(future)
+            try:
+                answer = future.result()
+            except Exception as error:  # each engine has its own for a process that is gone
+                worker, answer = start(), (f"its worker was killed ({_one_line(error)})", {})
+            idle.append(worker)
+            yield shard, answer
 
 
 # in a worker
@@ -152,46 +145,37 @@ def _make_in_pool(shards: Sequence[Shard], workers: int, pool: Callable[[int], A
 _models: dict[str, Models] = {}  # of this process, by what loads them
 
 
-def _work(load: Load, shard: Shard) -> tuple[Cost | str | Exception, bool, dict[str, Any]]:
-    """Make and write a shard: its cost; or what went wrong with it, and whether another try may help; or what would
-    befall the others, too. And what the models are."""
+def _work(load: Load, shard: Shard) -> Answer:
+    """Make and write a shard: its cost, why it failed or what must stop the run; and what the models are."""
     try:
         if repr(load) not in _models:
             _models[repr(load)] = load()
         models = _models[repr(load)]
-    except Exception as error:
-        return error if isinstance(error, UserError) else UserError(_one_line(error)), False, {}
-    try:
-        batch = shard.make(models)
+        return shard.publish(shard.make(models)), _described(models)
+    except (UserError, OSError) as error:
+        return error, {}
     except Exception as error:  # any library may raise anything
-        return _one_line(error), not isinstance(error, UserError), _described(models)  # bad input stays bad
-    try:
-        return shard.publish(batch), False, _described(models)
-    except OSError as error:
-        return error, False, _described(models)
+        return _one_line(error), {}
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:200]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-# pools of workers
+# workers of either engine
 
 
-class _Processes(ProcessPoolExecutor):
-    """Processes of this machine, which end with this one, however that ends."""
-
-    def __init__(self, width: int) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.others = set(multiprocessing.active_children())
-        super().__init__(width, multiprocessing.get_context(START), _begin, (max(1, cores // width),))
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        if kind:  # interrupted, or the disk is full: nobody waits for what they do, and files are whole or absent
-            for worker in set(multiprocessing.active_children()) - self.others:
-                worker.terminate()
-        super().__exit__(kind, *rest)
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[Callable[[], Worker]]:
+    """A function that starts a process of this machine; all end with this one, however it ends."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    settings = (1, multiprocessing.get_context(START), _begin, (max(1, cores // workers),))
+    others = set(multiprocessing.active_children())
+    try:
+        yield lambda: partial(ProcessPoolExecutor(*settings).submit, _work)
+    finally:  # after an interrupt nobody waits for what they do: files are whole or absent
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
 
 
 def _begin(threads: int) -> None:
@@ -203,8 +187,8 @@ def _begin(threads: int) -> None:
 
 
 @contextlib.contextmanager
-def _ray_cluster(workers: int) -> Iterator[Callable[[int], Any]]:
-    """Join or start a cluster; a function that makes pools of its processes."""
+def _ray_tasks(workers: int) -> Iterator[Callable[[], Worker]]:
+    """A function that gives a worker of a Ray cluster, which is joined or started; all share what it has now."""
     if importlib.util.find_spec("ray") is None:
         raise UserError("ENGINE = 'ray' needs the package ray: .venv/bin/python -m pip install --no-deps -r "
                         "requirements-ray.lock, or use local")
@@ -217,23 +201,12 @@ def _ray_cluster(workers: int) -> Iterator[Callable[[int], Any]]:
         settings |= {"address": "local", "include_dashboard": False, "object_store_memory": 100 << 20}
     if ours:
         ray.init(**settings)
-    work = ray.remote(_work).options(max_retries=0, scheduling_strategy="SPREAD", **share(ray.nodes(), workers))
-
-    class Pool(contextlib.ExitStack):
-        def submit(self, _: Any, *arguments: Any) -> Future[Any]:
-            return work.remote(*arguments).future()
-
+    cores, cards = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+    work = ray.remote(_work).options(
+        max_retries=0, scheduling_strategy="SPREAD", num_cpus=max(1, cores // workers),
+        num_gpus=1 / math.ceil(workers / cards) if cards else 0)
     try:
-        yield lambda width: Pool()
+        yield lambda: lambda *arguments: work.remote(*arguments).future()
     finally:
         if ours:
             ray.shutdown()
-
-
-def share(nodes: Sequence[Mapping[str, Any]], workers: int) -> dict[str, float]:
-    """What one Ray worker gets so that all fit: whole processors while there are enough, an equal part of a card."""
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    cores, cards = [int(node.get("CPU", 0)) for node in alive], sum(int(node.get("GPU", 0)) for node in alive)
-    whole = [n for n in range(1, max(cores) + 1) if sum(core // n for core in cores) >= workers]
-    return {"num_cpus": max(whole, default=1 / math.ceil(workers / max(1, sum(cores)))),
-            "num_gpus": 1 / math.ceil(workers / cards) if cards else 0}
