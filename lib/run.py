@@ -258,7 +258,7 @@ def download(given: Mapping[str, Any], models: bool = True) -> None:
     fetch(names, *size)
     if models:
         fetch_models(preset)
-        print("everything is here")
+        print("images are missing: see above" if missing_files(names, *size) else "everything is here")
 
 
 def explore(given: Mapping[str, Any], folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Caption files: COCO and NoCaps JSON, and those of a folder of yours. Only LF, CR LF and CR end a line."""
+"""Caption files: COCO and NoCaps JSON, and those of a user. Only LF, CR LF and CR end a line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -31,12 +32,11 @@ def _inside(name: str) -> str:
 
 Id = Annotated[StrictInt | StrictStr, AfterValidator(str)]
 FileName = Annotated[StrictStr, AfterValidator(_inside)]
-Captions = Annotated[list[StrictStr], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+ONE_IS_A_LIST = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
 
 
 class Entry(pydantic.BaseModel):
     """A listed image: its name in the image folder, NoCaps' domain, its captions."""
-
     id: Id
     file_name: FileName
     domain: StrictStr | None = None
@@ -47,11 +47,15 @@ _Annotation = pydantic.create_model("_Annotation", image_id=(Id, ...), caption=(
 _CocoFile = pydantic.create_model("_CocoFile", images=(Annotated[list[Entry], Field(min_length=1)], ...),
                                   annotations=(Annotated[list[_Annotation], Field(min_length=1)], ...))
 _Record = pydantic.create_model("_Record", file_name=(FileName, Field(validation_alias=AliasChoices(*NAME_KEYS))),
-                                captions=(Captions, Field(validation_alias=AliasChoices(*CAPTION_KEYS))))
+                                captions=(Annotated[list[StrictStr], ONE_IS_A_LIST],
+                                          Field(validation_alias=AliasChoices(*CAPTION_KEYS))))
+_adapter = cache(pydantic.TypeAdapter)
 
 
 def read_text(path: Path) -> str:
     """Return the content of a UTF-8 file (gzip if so named), without a byte-order mark."""
+    if not path.is_file():
+        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'absent'}: check the path")
     try:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
@@ -67,9 +71,8 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 def validated(model: Any, data: Any, where: str) -> Any:
     """Return data (JSON if a text) as a pydantic model; UserError that names the first place where it does not fit."""
-    adapter = pydantic.TypeAdapter(model)
     try:
-        return adapter.validate_json(data) if isinstance(data, str) else adapter.validate_python(data)
+        return _adapter(model).validate_json(data) if isinstance(data, str) else _adapter(model).validate_python(data)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{'.'.join(map(str, (where, *first['loc'])))}: {first['msg']} (given: "
@@ -95,12 +98,9 @@ def read_coco(path: Path) -> list[Entry]:
 
 
 def read_folder_captions(path: Path) -> dict[str, list[str]]:
-    """Return captions by file name from one of CAPTION_FILES; those of one image add up. JSON: COCO captions, ``{name:
-    caption or list}`` or a list of records; JSONL: a record a line; CSV: a header with file_name and caption."""
-    readers = {".csv": _csv_records, ".json": _json_records,
-               ".jsonl": lambda path: ((f"{path} line {number}", line) for number, line in read_lines(path))}
+    """Return captions by file name from one of CAPTION_FILES; those of one image add up."""
     known: dict[str, list[str]] = {}
-    for where, data in readers[path.suffix.lower()](path):
+    for where, data in records(path, lambda _: [entry.model_dump() for entry in read_coco(path)]):
         record = validated(_Record, data, where)
         known.setdefault(record.file_name, []).extend(record.captions)
     if not known:
@@ -108,24 +108,31 @@ def read_folder_captions(path: Path) -> dict[str, list[str]]:
     return known
 
 
-def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # JSON keeps the last of equal names without a word
-        if twice := [name for name, n in Counter(name for name, _ in pairs).items() if n > 1]:
-            raise UserError(f"{path}: {twice[0]!r:.80} is there twice: give its captions as one list")
-        return dict(pairs)
-
+def records(path: Path, coco: Callable[[dict], list]) -> Iterator[tuple[str, Any]]:
+    """Return (place, record) of each record of a caption file, perhaps gzipped. JSON: ``{name: caption or captions}``, a
+    list of records, or COCO captions, whose records ``coco`` gives; JSONL: a record a line; CSV: so, below a header."""
+    suffix = PurePosixPath(path.name.lower().removesuffix(".gz")).suffix
+    if suffix == ".csv":
+        return _csv_records(path)
+    if suffix == ".jsonl":
+        return ((f"{path} line {number}", line) for number, line in read_lines(path))
     text = read_text(path)
     data = validated(dict[str, Any] | list[Any], text, str(path))
-    json.loads(text, object_pairs_hook=once, parse_int=str)
-    if isinstance(data, dict) and "annotations" in data:
-        data = {entry.file_name: entry.captions for entry in read_coco(path)}
+    json.loads(text, object_pairs_hook=partial(_once, path), parse_int=str)
     if isinstance(data, dict):
-        data = [{"file_name": name, "captions": texts} for name, texts in data.items()]
-    return ((f"{path}[{index}]", record) for index, record in enumerate(data))
+        data = coco(data) if "annotations" in data else [{"file_name": n, "captions": c} for n, c in data.items()]
+    return ((f"{path} entry {number}", record) for number, record in enumerate(data, start=1))
+
+
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> None:
+    """UserError if a JSON object has a name twice: readers keep the last one without a word."""
+    if len(dict(pairs)) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise UserError(f"{path}: {twice!r:.80} is there twice: give its captions as one list")
 
 
 def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each line by itself, so that a quote which is not closed is an error there and takes no other line along."""
+    """Each line by itself: a quote that is not closed is an error there and takes no other line along."""
     header: list[str] = []
     for number, line in read_lines(path):
         where = f"{path} line {number}"
@@ -136,10 +143,12 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
             fields = [field.strip() for field in next(reader)]
         except csv.Error as error:
             raise UserError(f"{where}: a quote is not closed ({error}): write each caption on one line") from error
-        if header and len(fields) != len(header):
+        if not header:
+            header = [field.lower() for field in fields]
+            if sum(field in CAPTION_KEYS for field in header) != 1 or not {"image_id", *NAME_KEYS} & {*header}:
+                raise UserError(f"{where} needs a column file_name (or image_id) and one column caption, for example "
+                                "file_name,caption")
+        elif len(fields) != len(header):
             raise UserError(f"{where} has {len(fields)} fields, the header {len(header)}: put captions in quotes")
-        if header:
+        else:
             yield where, dict(zip(header, fields, strict=True))
-        header = header or [field.lower() for field in fields]
-        if [sum(field in keys for field in header) for keys in (NAME_KEYS, CAPTION_KEYS)] != [1, 1]:
-            raise UserError(f"{where} needs one column file_name and one column caption: write file_name,caption")

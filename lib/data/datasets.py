@@ -1,8 +1,7 @@
 """A dataset: sources with their references.
 
-A subset is drawn by hashing ids, so it does not depend on the order of the files, and a larger subset contains a
-smaller one. It is drawn from all *listed* images: fetching more never changes a draw, and a drawn image that is
-absent is counted as missing, not replaced.
+A subset is drawn by hashing the ids of all *listed* images: a larger one contains a smaller one, no order of files and
+no fetching changes a draw, and a drawn image that is absent is counted as missing, not replaced.
 """
 
 from __future__ import annotations
@@ -35,20 +34,15 @@ class Item:
     scene: Mapping[str, Any] | None = None
 
     def image(self) -> Image.Image:
-        """Return the image in RGB; UserError if it cannot be read or the item is a text."""
-        if self.path is None:
-            raise UserError(f"item {self.id} is a text and has no image")
+        """Return the image in RGB; UserError if it cannot be read. A text has none."""
         return decode_image(self.path)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Items, and what was read to get them.
-
-    name: without path, for seeds and folders; address: the name that loads it again from anywhere; references: id ->
-    captions of the FULL split, for document frequencies; absent: id -> file name of listed images that are not
-    there; notes: one-line remarks on what was read; remedy: how absent files come here.
-    """
+    """Items, and what was read to get them. name: without path, for seeds and folders; address: the name that loads it
+    again from anywhere; references: id -> captions of the FULL split, for document frequencies; absent: id -> file name
+    of listed images that are not there; notes: one-line remarks; remedy: how absent files come here."""
 
     name: str
     address: str
@@ -125,8 +119,8 @@ def examples(names: Collection[str], most: int = 3) -> str:
 
 def build(name: str, address: str, raw: Mapping[str, Collection[str]], items: Iterable[Item], more: str = "",
           **rest: Any) -> Dataset:
-    """Return a dataset of the items with those of their ``raw`` captions that have a word. Its notes say what was read,
-    and ``more``; rest: further fields of the dataset."""
+    """Return a dataset of the items with those of their ``raw`` captions that have a word; its notes say what was read,
+    and ``more``."""
     if odd := [key for key in (address, *raw) if re.search(r"[\x00-\x1f\ud800-\udfff]", key)]:
         raise UserError(f"dataset {name!a}: {odd[0]!a} is not UTF-8 or has a control character: rename it")
     captions = {key: with_words(texts) for key, texts in raw.items()}

@@ -35,13 +35,13 @@ def decode_image(source: bytes | Path, name: str = "") -> Image.Image:
         raise UserError(f"image {name} is empty (0 bytes): replace or remove it")
     try:
         return _to_rgb(ImageOps.exif_transpose(_decode_whole(data, name)))
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"image {name} is not an image that can be read ({', '.join(FORMATS)}): "
-                        "convert it to JPEG or PNG") from error
+    except Image.UnidentifiedImageError:
+        reason = f"is not an image that can be read ({', '.join(FORMATS)}): convert it to JPEG or PNG"
     except Image.DecompressionBombError as error:
-        raise UserError(f"image {name} is too large ({error}): reduce it") from error
+        reason = f"is too large ({error}): reduce it"
     except Exception as error:  # on damaged files Pillow's readers raise almost anything
-        raise UserError(f"image {name} is damaged or cut off ({error}): replace it") from error
+        reason = f"is damaged or cut off ({error}): replace it"
+    raise UserError(f"image {name} {reason}")
 
 
 def _decode_whole(data: bytes, name: str) -> Image.Image:

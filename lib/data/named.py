@@ -6,7 +6,7 @@ Fetched are the annotation file and the single images that a run draws, never th
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
 import tomllib
 from collections.abc import Sequence
 from functools import partial
@@ -32,8 +32,7 @@ AGENT = {"User-Agent": "captioner-generator-compendium"}  # some hosts refuse th
 
 
 def place(name: str) -> tuple[Path, Path, Path]:
-    """Return a dataset's folder, its annotation file and its image folder: the first that exists, else where a fetch
-    puts them."""
+    """Return a dataset's folder, annotation file and image folder: the first that exists, else where a fetch puts it."""
     table = NAMED[name]
     root = Path(folder_setting(table.get("variable", ""), ROOT / table["folder"]))
     annotation, images = (next((root / one for one in table[key] if (root / one).exists()), root / table[key][0])
@@ -73,8 +72,8 @@ def load_named(name: str) -> Dataset:
     items = [Item(entry.id, None if none else folder / entry.file_name, (), entry.domain, scenes.get(entry.id))
              for entry in entries if none or entry.id not in absent]
     more = f"; listed images that are not in {folder}: {len(absent):,} ({examples(absent.values())})" if absent else ""
-    return build(name, name, {entry.id: entry.captions for entry in entries}, items, more, absent=absent,
-                 remedy=_remedy(name))
+    captions = {entry.id: entry.captions for entry in entries}
+    return build(name, name, captions, items, more, absent=absent, remedy=_remedy(name))
 
 
 def missing_files(names: Sequence[str], n: int, seed: int) -> list[tuple[str, int]]:
@@ -94,24 +93,17 @@ def missing_files(names: Sequence[str], n: int, seed: int) -> list[tuple[str, in
     return missing
 
 
-def fetch(names: Sequence[str], n: int, seed: int) -> bool:
-    """Fetch what ``missing_files`` lists; return whether all of it is here now. UserError where captions cannot be
-    had; images that cannot be had are printed and count as missing."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
-    missing = {name: lacks for name in names if (lacks := missing_files([name], n, seed))}
-    for name, lacks in missing.items():
-        captions = place(name)[1].is_file()
-        what = ", ".join(f"{what} (about {size / 1e6:,.1f} MB)" for what, size in lacks)
-        line = f"missing: {what}; HF_HUB_OFFLINE is set: fetch on a connected machine with ./run_all.sh --fetch"
-        if offline and not captions:
-            raise UserError(line)
-        if not captions:
+def fetch(names: Sequence[str], n: int, seed: int) -> None:
+    """Fetch what ``missing_files`` lists, nothing where HF_HUB_OFFLINE is set. UserError where captions cannot be had;
+    images that cannot be had are printed and count as missing."""
+    lacking = [name for name in names if missing_files([name], n, seed)]
+    if lacking and os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+        print("HF_HUB_OFFLINE is set: nothing is fetched here; on a connected machine ./run_all.sh --fetch does it")
+        return
+    for name in lacking:
+        if not place(name)[1].is_file():
             _fetch_annotation(name)
-        if offline:
-            print(line)
-        else:
-            _fetch_images(name, _missing_images(name, n, seed))
-    return not missing_files([*missing], n, seed)
+        _fetch_images(name, _missing_images(name, n, seed))
 
 
 def _remedy(name: str) -> str:
@@ -130,29 +122,27 @@ def _missing_images(name: str, n: int, seed: int) -> list[Entry]:
 def _fetch_annotation(name: str) -> None:
     """Fetch a dataset's annotation file by way of a folder of its own, checked by hash and by what it lists."""
     source, (root, target, _) = NAMED[name], place(name)
-    folder, file, member = root / f".fetch-{name}", source["url"].rpartition("/")[2], source.get("member")
+    url, member = source["url"], source.get("member")
     unzip = pooch.Unzip(members=[member], extract_dir=".") if member else None
-    server = pooch.create(folder, "", registry={file: source.get("sha256")}, urls={file: source["url"]},
-                          retry_if_failed=3)
     try:
-        server.fetch(file, unzip, pooch.HTTPDownloader(headers=AGENT, progressbar=True, timeout=60))
-        content = folder / (member or file)
-        if len(read_coco(content)) != source["listed"]:
-            raise UserError(f"{source['url']} does not list {source['listed']:,} images: it is not the known file")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(content, target)
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            server = pooch.create(folder, "", registry={"file": source.get("sha256")}, urls={"file": url}, retry_if_failed=3)
+            server.fetch("file", unzip, pooch.HTTPDownloader(headers=AGENT, progressbar=True, timeout=60))
+            content = Path(folder, member or "file")
+            if len(read_coco(content)) != source["listed"]:
+                raise UserError(f"{url} does not list {source['listed']:,} images: it is not the known file")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(content, target)
     except (OSError, ValueError, KeyError, UserError) as error:  # of the network, the hash, the archive, the content
         raise UserError(f"captions of {name} cannot be fetched ({error}): run again, or put the file of "
                         f"{source['page']} at {target}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fetch_images(name: str, wanted: list[Entry]) -> None:
     """Fetch images, several at once; print what no server has, or what keeps the rest from coming."""
     with requests.Session() as session:
-        for scheme in ("https://", "http://"):
-            session.mount(scheme, HTTPAdapter(pool_maxsize=16, max_retries=RETRY))
+        session.adapters = dict.fromkeys(session.adapters, HTTPAdapter(pool_maxsize=16, max_retries=RETRY))
         session.headers.update(AGENT)
         try:
             gone = list(filter(None, thread_map(partial(_fetch_image, name, session), wanted, max_workers=16,

@@ -25,15 +25,15 @@ REASONS = {".txt": "no one image has its name"} | dict.fromkeys((".json", ".json
 def load_folder(place: str) -> Dataset:
     """Return the images of a folder with their captions (without any image the captions alone); its note says what was
     matched and what passed over."""
-    folder = _absolute(place)
+    folder = _given(place)
     if not folder.is_dir():
-        raise UserError(f"dataset folder {folder} does not exist: check the path")
+        raise UserError(f"{folder} is a file: give the folder of images, or texts:FILE for a file of prompts")
     names, passed = _walk(folder)
     images = [name for name in names if _suffix(name) in EXTENSIONS]
     known, files = _read_captions(folder, names, images)
     passed.update(f"{_suffix(name) or 'without extension'} ({REASONS.get(_suffix(name), NO_IMAGE)})"
                   for name in set(names) - {*images, *files})
-    over = "; passed over: " * bool(+passed) + ", ".join(f"{n} {reason}" for reason, n in sorted((+passed).items()))
+    over = "; passed over: " * bool(passed) + ", ".join(f"{n} {reason}" for reason, n in sorted(passed.items()))
     if not images and not known:
         raise UserError(f"folder {folder} has no images ({', '.join(sorted(EXTENSIONS))}){over}")
     raw: dict[str, list[str]] = {name: [] for name in images or known}
@@ -48,9 +48,9 @@ def load_folder(place: str) -> Dataset:
 
 def load_texts(place: str) -> Dataset:
     """Return the prompts of a text file; blank lines and lines without a letter or digit are skipped."""
-    path = _absolute(place)
-    if not path.is_file():
-        raise UserError(f"text file {path} does not exist: check the path")
+    path = _given(place)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give folder:{path} for its images, or one text file of prompts")
     raw = {f"{number:06d}": (line,) for number, line in read_lines(path)}
     items = [Item(key, None) for key, line in raw.items() if with_words(line)]
     if not items:
@@ -64,13 +64,16 @@ def match_names(names: Iterable[str], images: Collection[str]) -> dict[str, str]
     for image in images:
         found[normalize("NFC", image)].add(image)
         found[str(PurePosixPath(normalize("NFC", image)).with_suffix(""))].add(image)
-    exact = set(images)
-    fitting = {name: {name} & exact or found[normalize("NFC", name)] for name in names}
+    fitting = {name: found[normalize("NFC", name)] for name in names}
+    fitting = {name: {name} & fits or fits for name, fits in fitting.items()}
     return {name: min(fits) for name, fits in fitting.items() if len(fits) == 1}
 
 
-def _absolute(place: str) -> Path:
-    return Path(os.path.normpath(str(user_path(place.strip()))))
+def _given(place: str) -> Path:
+    path = Path(os.path.normpath(str(user_path(place.strip()))))
+    if not path.exists():
+        raise UserError(f"{path} does not exist: check the path")
+    return path
 
 
 def _suffix(name: str) -> str:
@@ -85,23 +88,24 @@ def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
         inside = [Path(here, name) for name in sorted(folders) if name[0] != "."]
         folders.clear()
         for path in sorted(inside, key=Path.is_symlink):  # real folders first
-            new = path.resolve() not in seen
-            seen.add(path.resolve())
-            folders += [path.name] * new
-            passed["linked folder that was read already"] += not new
+            if path.resolve() in seen:
+                passed["linked folder that was read already"] += 1
+            else:
+                seen.add(path.resolve())
+                folders.append(path.name)
         for path in (Path(here, name) for name in files):
-            if path.name.startswith("."):
+            if path.name[0] == ".":
                 passed["hidden image"] += _suffix(path.name) in EXTENSIONS
             elif not path.is_file():
                 passed["broken link"] += 1
             else:
                 names.append(path.relative_to(folder).as_posix())
-    return sorted(names), passed
+    return sorted(names), +passed
 
 
 def _read_captions(folder: Path, names: list[str], images: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Captions by path within the folder, from captions files and texts beside images, and the files read."""
-    known: dict[str, list[str]] = {}
+    known: dict[str, list[str]] = defaultdict(list)
     files: dict[PurePosixPath, str] = {}
     for name in names:
         parent = PurePosixPath(name).parent
@@ -109,9 +113,9 @@ def _read_captions(folder: Path, names: list[str], images: list[str]) -> tuple[d
             if files.setdefault(parent, name) != name:
                 raise UserError(f"folder {folder} has {files[parent]} and {name}: keep one captions file")
             for key, captions in read_folder_captions(folder / name).items():
-                known.setdefault(str(parent / key), []).extend(captions)
-    beside = match_names([name[:-4] for name in names if _suffix(name) == ".txt"], images)
-    texts = [name for name in names if _suffix(name) == ".txt" and name[:-4] in beside]
-    for name in texts:
-        known.setdefault(name[:-4], []).extend(line.strip() for _, line in read_lines(folder / name))
-    return known, [*files.values(), *texts]
+                known[str(parent / key)] += captions
+    texts = {name[:-4]: name for name in names if _suffix(name) == ".txt"}
+    beside = match_names(texts, images)
+    for name in beside:
+        known[name] += [line.strip() for _, line in read_lines(folder / texts[name])]
+    return known, [*files.values(), *map(texts.get, beside)]

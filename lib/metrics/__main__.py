@@ -15,13 +15,14 @@ import pandas as pd
 
 from lib.base import UserError
 from lib.metrics import CAPTION_SCORES, LABELS, References, score_corpus, spice_official
-from lib.metrics.files import by_number, read_captions, write_table
-from lib.metrics.java import find_java, java_version
+from lib.metrics.files import read_captions
+from lib.metrics.java import find_java, java_version, one_line
 from lib.metrics.scores import check_metrics
 
 EXAMPLE = Path(__file__).with_name("example.json")
 TOLERANCE = 1e-6  # rounding of the example's values
 SCALES = "CIDEr and CIDEr-D are in [0, 10], the others in [0, 1]; papers print them times 100"
+FORMS = "COCO results or captions, {id: caption}, {id: [captions]}, JSON lines or CSV (image_id,caption)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,14 +39,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lib.metrics", description="Caption scores, without a notebook.")
     actions = parser.add_subparsers(required=True)
     score = actions.add_parser("score", help="score captions against references",
-                               description=f"Both files: COCO results or captions, {{id: caption}}, {{id: [captions]}} "
-                                           f"or CSV (image_id,caption). {SCALES}.")  # fmt: skip
+                               description=f"Both files: {FORMS}. {SCALES}.")
     score.add_argument("candidates", type=Path, help="an image may come several times")
     score.add_argument("references", type=Path)
     score.add_argument("--metrics", default=",".join(CAPTION_SCORES), help="comma-separated; bleu stands for all four")
     score.add_argument("--document-frequencies", choices=("scored", "file"), default="scored",
                        help="CIDEr: count over the scored images, as the COCO evaluation does (default), or all of the "
-                            "reference file")  # fmt: skip
+                            "reference file")
     score.add_argument("--out", type=Path, default=Path("scores.csv"), help="one row a caption, .csv or .json")
     score.set_defaults(run=_score)
     actions.add_parser("check", help="score a bundled example and compare").set_defaults(run=_check)
@@ -57,40 +57,33 @@ def _parser() -> argparse.ArgumentParser:
 def _score(options: argparse.Namespace) -> int:
     """Print a table of corpus scores and notes, and write one row for each caption."""
     metrics = check_metrics(part.strip() for part in options.metrics.split(",") if part.strip())
-    raw, captions = zip(*read_captions(options.candidates), strict=True)
-    references = _references(options.references)
-    shared = by_number(raw, options.candidates)
-    idle = references.keys() - set(shared.values())
+    own, given = read_captions(options.candidates), read_captions(options.references)
+    references = given.fillna({"caption": ""}).groupby("item", sort=False)["caption"].agg(list).to_dict()
+    idle = references.keys() - set(own["item"])
     if len(idle) == len(references):
         raise UserError(f"{options.candidates}: no caption is of an image in {options.references}; ids are, for "
-                        f"example, {raw[0]!r} here and {next(iter(references))!r} there")  # fmt: skip
-    left_out = idle if options.document_frequencies == "scored" else ()
-    ready = References.build({item: group for item, group in references.items() if item not in left_out})
-    values, table = score_corpus([shared[item] for item in raw], captions, ready, metrics)
+                        f"example, {own['image_id'][0]!r} here and {given['image_id'][0]!r} there")
+    scored = options.document_frequencies == "scored"
+    ready = References.build({item: group for item, group in references.items() if not scored or item not in idle})
+    values, table = score_corpus(own["item"], own["caption"], ready, metrics)
     _print_values(values, table)
     if {"cider", "cider_d"} & set(metrics):
-        source = {"scored": "that are scored, as in the COCO evaluation", "file": f"of {options.references}"}
-        print(f"document frequencies of CIDEr: the {ready.frequencies.documents:,} images "
-              f"{source[options.document_frequencies]}")  # fmt: skip
+        scope = "that are scored, as in the COCO evaluation" if scored else f"of {options.references}"
+        print(f"document frequencies of CIDEr: the {ready.frequencies.documents:,} images {scope}")
     if idle:
         print(f"{len(idle):,} images of {options.references} have no caption to score")
-    _print_some("references have no word and are dropped", ready.dropped)
-    _print_some("captions have no or not every score", list(table.attrs["unscored"].values()))
-    write_table(options.out, raw, captions, table)
-    print(f"wrote {options.out}: {len(table):,} captions")
+    for what, some in (("references have no word and are dropped", ready.dropped),
+                       ("captions have no or not every score", list(table.attrs["unscored"].values()))):
+        if some:
+            print(f"{len(some):,} {what}: {'; '.join(shorten(text, 200) for text in some[:2])}")
+    rows = own[["image_id"]].assign(candidate=own.groupby("image_id").cumcount(),
+                                    caption=own["caption"].map(one_line, na_action="ignore")).join(table)
+    if options.out.suffix.lower() == ".json":
+        rows.to_json(options.out, orient="records", indent=1, force_ascii=False, double_precision=15)
+    else:
+        rows.to_csv(options.out, index=False)
+    print(f"wrote {options.out}: {len(rows):,} captions")
     return 0
-
-
-def _references(path: Path) -> dict[str, list[str]]:
-    """Return {shared id: captions} of a reference file."""
-    pairs = read_captions(path)
-    shared = by_number([item for item, _ in pairs], path)
-    references: dict[str, list[str]] = {}
-    for item, caption in pairs:
-        if caption is None:
-            raise UserError(f"{path}: a caption of image {item} is not a text")
-        references.setdefault(shared[item], []).append(caption)
-    return references
 
 
 def _print_values(values: dict[str, float], table: pd.DataFrame) -> None:
@@ -101,12 +94,6 @@ def _print_values(values: dict[str, float], table: pd.DataFrame) -> None:
     print(SCALES)
     for name, reason in table.attrs["missing"].items():
         print(f"{LABELS[name]} is missing: {reason}")
-
-
-def _print_some(what: str, examples: Sequence[str]) -> None:
-    """Print how many there are and the first two."""
-    if examples:
-        print(f"{len(examples):,} {what}: {'; '.join(shorten(text, 200) for text in examples[:2])}")
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -125,10 +112,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _fetch_spice(options: argparse.Namespace) -> int:
     """Fetch CoreNLP's jars and print where they are."""
-    try:
-        print(*spice_official.fetch(), sep="\n")
-    except ValueError as error:  # pooch: another archive than the expected one
-        raise UserError(f"{spice_official.URL}: {error}") from error
+    print(*spice_official.fetch(), sep="\n")
     return 0
 
 

@@ -9,7 +9,7 @@ from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
 ORDERS = 4
 COUNTS = (*(f"bleu_match{n}" for n in range(1, 5)), *(f"bleu_guess{n}" for n in range(1, 5)), "bleu_length",
-          "bleu_closest")  # fmt: skip
+          "bleu_closest")
 #: The library's two guards against division by zero, kept so that values are equal to its own.
 _TINY, _SMALL = 1e-15, 1e-9
 

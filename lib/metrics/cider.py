@@ -29,11 +29,8 @@ def grams(words: Sequence[str], order: int) -> Iterator[Gram]:
 
 @dataclass(frozen=True)
 class Frequencies:
-    """In how many images' references an n-gram stands.
-
-    ``counts`` leaves out what stands in one image only: the formula treats an n-gram that no reference has like one
-    that a single image has.
-    """
+    """In how many images' references an n-gram stands. ``counts`` leaves out what stands in one image only: the formula
+    treats an n-gram that no reference has in the same way."""
 
     counts: Mapping[Gram, int]
     documents: int
@@ -54,10 +51,8 @@ class Frequencies:
         """Return the TF-IDF vector of a caption of PTB tokens; idf is log N - log max(1, df), in nats."""
         words = caption.split()
         counted = [Counter(grams(words, order)) for order in range(1, ORDERS + 1)]
-        weights = [
-            {gram: n * (math.log(self.documents) - math.log(self.counts.get(gram, 1))) for gram, n in part.items()}
-            for part in counted
-        ]
+        weights = [{gram: n * (math.log(self.documents) - math.log(self.counts.get(gram, 1)))
+                    for gram, n in part.items()} for part in counted]
         norms = [math.sqrt(sum(w * w for w in part.values())) for part in weights]
         return Vector(weights, norms, max(len(words) - 1, 0))
 

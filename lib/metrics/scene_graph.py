@@ -1,11 +1,11 @@
 """Scene graphs as SPICE compares them: tuples, synonyms, the merging of references, and the F-score.
 
 Section 3 of Anderson et al., 2016: a caption is a set of tuples (object), (object, attribute) and (object, relation,
-object). The graphs of all references are merged by their objects; a candidate's score is the F1 of its tuples, where
-two tuples are equal if each of their parts is the same word, by lemma or by a WordNet synset. Details follow the
-official scorer's published tuples: an object with several synonymous names is one node ("bike/bicycle"), the
-candidate's own graph is merged too, and WordNet's suffix rules do not check parts of speech, so that "biker" also
-stands for "bike". Given the official tuples, these functions give the official F-score.
+object). The graphs of all references are merged by their objects; a candidate's score is the F1 of its tuples, equal
+where each part is the same word, by lemma or by a WordNet synset. Details follow the official scorer's published
+tuples: an object with several synonymous names is one node ("bike/bicycle"), the candidate's own graph is merged too,
+and WordNet's suffix rules do not check parts of speech ("biker" also stands for "bike"). Given the official tuples,
+these functions give the official F-score.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Fact = tuple[Name, ...]  # 1, 2 or 3 names
 _NOUN_AND_ADJECTIVE = (
     ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"),
     ("men", "man"), ("ies", "y"), ("s", ""), ("er", ""), ("er", "e"), ("est", ""), ("est", "e"),
-)  # fmt: skip
+)
 #: Verbs: only the base form itself is the same word, not its synonyms.
 _VERB = (("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""))
 
@@ -69,9 +69,8 @@ def f_score(candidate: Sequence[Fact], reference: Sequence[Fact]) -> float:
 
     A candidate's fact counts once if it equals any of the reference's.
     """
-    right = sum(
-        any(len(fact) == len(other) and all(map(_same_name, fact, other)) for other in reference) for fact in candidate
-    )
+    right = sum(any(len(fact) == len(other) and all(map(_same_name, fact, other)) for other in reference)
+                for fact in candidate)
     return 2 * right / ((len(candidate) + len(reference)) or 1)
 
 
@@ -83,12 +82,8 @@ def _same_name(first: Name, second: Name) -> bool:
 def same(first: str, second: str) -> bool:
     """Return whether two words or phrases are equal by lemma or share a synset."""
     first, second = first.replace(" ", "_"), second.replace(" ", "_")
-    return (
-        first == second
-        or not _senses(first).isdisjoint(_senses(second))
-        or second in _bases(first, _VERB)
-        or first in _bases(second, _VERB)
-    )
+    return (first == second or not _senses(first).isdisjoint(_senses(second))
+            or second in _bases(first, _VERB) or first in _bases(second, _VERB))
 
 
 def known(word: str) -> bool:
@@ -101,11 +96,9 @@ def _wordnet() -> tuple[dict[str, frozenset[str]], dict[str, str]]:
     """Return {word with "_" for a space: synset ids} and {irregular form: base form}, from the METEOR jar."""
     with zipfile.ZipFile(JARS / "meteor" / "meteor-1.5.jar") as jar:  # lines two by two
         synsets, exceptions = (jar.read(f"synonym/english.{name}").decode().splitlines()
-                               for name in ("synsets", "exceptions"))  # fmt: skip
-    return (
-        {word: frozenset(ids.split()) for word, ids in zip(synsets[::2], synsets[1::2], strict=True)},
-        {f: base for base, forms in zip(exceptions[::2], exceptions[1::2], strict=True) for f in forms.split()},
-    )
+                               for name in ("synsets", "exceptions"))
+    return ({word: frozenset(ids.split()) for word, ids in zip(synsets[::2], synsets[1::2], strict=True)},
+            {f: base for base, forms in zip(exceptions[::2], exceptions[1::2], strict=True) for f in forms.split()})
 
 
 @cache

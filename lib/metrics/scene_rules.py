@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -29,18 +29,8 @@ COUNTING = {"bunch", "couple", "pair", "lot", "variety", "number", "row", "assor
 COLLECTIVE = {"group", "crowd", "gang", "team", "pack", "herd", "flock", "bunch", "pair", "couple"}  # members act
 LEADING = {"next", "close", "outside", "inside", "along", "adjacent", "out"}  # one relation: "next to", "outside of"
 LINKING = {"front", "top", "back"}  # one relation with the prepositions around them: "in front of", "on top of"
-# dependents of a noun that are part of its name, dependents that only a verb has, and its subjects
-NOUN_MODIFIERS, SUBJECTS = {"compound", "nmod", "amod"}, {"nsubj", "nsubjpass", "csubj"}
-VERBAL = {"nsubj", "nsubjpass", "dobj", "aux", "auxpass", "prt"}
 # consonants, one vowel, one consonant: a verb that ends so doubles the consonant before "-ing"
 SHORT_SYLLABLE = re.compile("[^aeiou]*[aeiou][^aeiouwxy]")
-
-
-@cache
-def _parser() -> Language:
-    import spacy
-
-    return spacy.load(MODEL, exclude=["ner", "senter"])
 
 
 def parse(captions: Iterable[str]) -> dict[str, Graph | None]:
@@ -52,6 +42,13 @@ def parse(captions: Iterable[str]) -> dict[str, Graph | None]:
         with contextlib.suppress(RecursionError):  # thousands of words, each depending on the one before
             graphs[caption] = Rules(document).graph()
     return graphs
+
+
+@cache
+def _parser() -> Language:
+    import spacy
+
+    return spacy.load(MODEL, exclude=["ner", "senter"])
 
 
 class Rules:
@@ -91,7 +88,7 @@ class Rules:
 
     def things(self, token: Token) -> list[Token]:
         """Return the objects that a word in an object's place stands for, coordinated ones included."""
-        found = [self.referent(word) for word in (token, *coordinated(token))]
+        found = map(self.referent, (token, *coordinated(token)))
         return [thing for thing in found if thing is not None]
 
     def referent(self, token: Token) -> Token | None:
@@ -108,9 +105,8 @@ class Rules:
         counted = counted_by(noun)
         if counted is not None:
             self.attribute(counted, "a")
-        for child in noun.children:
-            if child.dep_ == "poss":
-                self.relate(child, "have", noun)
+        for owner in below(noun, "poss"):
+            self.relate(owner, "have", noun)
         for word in modifiers(noun):
             self.attribute(noun, modifier(word))
             for phrase, thing in prepositions(word):  # "full of food", "ready for the oven"
@@ -125,10 +121,9 @@ class Rules:
         subjects = [thing for word in subjects_of(verb) for thing in self.things(word)]
         before = len(self.relations)
         # with its particles: "up" in "cuts up a card", "down" in "goes down a river"
-        particles = [child.lower_ for child in verb.children
-                     if child.dep_ == "prt" or (child.dep_ == "advmod" and child.tag_ in ("RP", "IN"))]  # fmt: skip
+        particles = [word.lower_ for word in below(verb, "prt", "advmod") if word.dep_ == "prt" or word.tag_ in ("RP", "IN")]
         lemma = " ".join([verb_lemma(verb), *particles])
-        objects = [(lemma, child) for child in verb.children if child.dep_ == "dobj"]
+        objects = [(lemma, child) for child in below(verb, "dobj")]
         objects += [(f"{lemma} {phrase}", thing) for phrase, thing in prepositions(verb)]
         if verb.lemma_ == "be":  # "the cat is on the mat": no more than the preposition
             objects = list(prepositions(verb))
@@ -137,19 +132,18 @@ class Rules:
                 self.relate(subject, phrase, thing)
             if len(self.relations) == before and verb.pos_ != "AUX" and verb.lemma_ != "be":
                 self.attribute(subject, verb_lemma(verb))  # "a sleeping cat", "a cat sleeps"
-        self._predicates(verb, subjects)
-
-    def _predicates(self, verb: Token, subjects: Sequence[Token]) -> None:
-        """Adjectives that a verb says of its subject: "is red", "looks old", "is next to a lot"."""
-        for child in verb.children:
-            if child.dep_ not in ("acomp", "oprd"):
-                continue
+        for child in below(verb, "acomp", "oprd"):  # "is red", "looks old", "is next to a lot"
+            leading = child.lower_ in LEADING
             for subject in subjects:
                 for phrase, thing in prepositions(child):
-                    self.relate(subject, f"{child.lower_} {phrase}" if child.lower_ in LEADING else phrase, thing)
-                if child.lower_ not in LEADING:
-                    for word in (child, *coordinated(child)):
-                        self.attribute(subject, modifier(word))
+                    self.relate(subject, f"{child.lower_} {phrase}" if leading else phrase, thing)
+                for word in () if leading else (child, *coordinated(child)):
+                    self.attribute(subject, modifier(word))
+
+
+def below(token: Token, *labels: str) -> list[Token]:
+    """Return the words that depend on a word in one of these ways, in their order."""
+    return [child for child in token.children if child.dep_ in labels]
 
 
 def modifier(token: Token) -> str:
@@ -176,10 +170,11 @@ def is_object(token: Token) -> bool:
     """Return whether a word names an object: a noun that modifies no other, or an indefinite pronoun."""
     if token.lower_ in INDEFINITE or misread_actor(token.head) == token:
         return True
-    if misread_actor(token) is not None or is_side(token) or token.dep_ in NOUN_MODIFIERS:
+    if misread_actor(token) is not None or is_side(token) or token.dep_ in ("compound", "nmod", "amod"):
         return False
-    if token.dep_ == "conj" and token.tag_ in ("VB", "VBP"):  # "a toilet and bathtub"
-        return token.head.pos_ in NOUNS and not any(c.dep_ in VERBAL for c in token.children)
+    if token.dep_ == "conj" and token.tag_ in ("VB", "VBP"):  # "a toilet and bathtub", without what only a verb has
+        verbal = below(token, "nsubj", "nsubjpass", "dobj", "aux", "auxpass", "prt")
+        return token.head.pos_ in NOUNS and not verbal
     if token.pos_ == "ADJ" and token.dep_ in ("pobj", "dobj"):
         return token.lower_ != "other"  # "each other" is nobody new
     return token.pos_ in NOUNS
@@ -198,19 +193,18 @@ def misread_actor(token: Token) -> Token | None:
         return None
     if is_side(token):
         return before if before.pos_ in NOUNS else None
-    articles = {child.lower_ for child in token.children if child.dep_ == "det"}
-    if not articles or (token.tag_ == "NNS" and not articles & {"a", "an"}):
-        return None
-    return before
+    articles = {child.lower_ for child in below(token, "det")}
+    return before if articles and (token.tag_ != "NNS" or articles & {"a", "an"}) else None
 
 
 def modifiers(noun: Token) -> Iterator[Token]:
-    """Yield adjectives, counts and noun modifiers, those of a noun modifier included ("blue street sign")."""
-    children = list(noun.children)
+    """Return adjectives, counts and noun modifiers, those of a noun modifier included ("blue street sign")."""
+    labels = "amod", "nummod", "compound", "nmod"
+    children = below(noun, *labels)
     if misread_actor(noun.head) == noun:  # what stands before the noun hangs on the misread verb
-        children += [child for child in noun.head.children if child.i < noun.i]
+        children += [child for child in below(noun.head, *labels) if child.i < noun.i]
     for child in children:
-        if child.dep_ in ("amod", "nummod", "compound", "nmod") and not is_object(child):
+        if not is_object(child):
             yield child
             yield from (word for word in coordinated(child) if not is_object(word))
             if child.dep_ in ("compound", "nmod"):
@@ -218,23 +212,23 @@ def modifiers(noun: Token) -> Iterator[Token]:
 
 
 def coordinated(token: Token) -> Iterator[Token]:
-    """Yield the words joined to this one by "and", however many."""
-    for child in token.children:
-        if child.dep_ == "conj" and child.pos_ not in ("VERB", "AUX"):
+    """Return the words joined to this one by "and", however many."""
+    for child in below(token, "conj"):
+        if child.pos_ not in ("VERB", "AUX"):
             yield child
             yield from coordinated(child)
 
 
 def counted_by(noun: Token) -> Token | None:
     """Return what a counting noun counts: the bananas of "a bunch of bananas", not of "two bunches"."""
-    if noun.lemma_.lower() not in COUNTING or any(c.dep_ in ("amod", "nummod", "compound") for c in noun.children):
+    if noun.lemma_.lower() not in COUNTING or below(noun, "amod", "nummod", "compound"):
         return None
-    return next((c for of in of_phrases(noun)[:1] for c in of.children if c.dep_ == "pobj" and is_object(c)), None)
+    return next((word for of in of_phrases(noun)[:1] for word in below(of, "pobj") if is_object(word)), None)
 
 
 def of_phrases(noun: Token) -> list[Token]:
     """Return every "of" that depends on a noun."""
-    return [child for child in noun.children if child.dep_ == "prep" and child.lower_ == "of"]
+    return [child for child in below(noun, "prep") if child.lower_ == "of"]
 
 
 def subjects_of(verb: Token) -> list[Token]:
@@ -242,16 +236,15 @@ def subjects_of(verb: Token) -> list[Token]:
     actor = misread_actor(verb)
     if actor is not None:
         return [actor]
-    own = [child for child in verb.children if child.dep_ in SUBJECTS]
-    if any(child.dep_ == "expl" for child in verb.children):  # "there is a cat"
-        own = [child for child in verb.children if child.dep_ in ("attr", "nsubj")]
+    there = below(verb, "expl")  # "there is a cat"
+    own = below(verb, "attr", "nsubj") if there else below(verb, "nsubj", "nsubjpass", "csubj")
     if own:
         relative = ("who", "that", "which")
         return [verb.head if word.lower_ in relative and verb.dep_ == "relcl" else word for word in own]
     if verb.dep_ in ("acl", "relcl"):
         noun = verb.head  # in "a group of people sitting at a table" the people sit
         of = of_phrases(noun)[:1] if noun.lemma_.lower() in COLLECTIVE else []
-        return [next((word for one in of for word in one.children if word.dep_ == "pobj"), noun)]
+        return [next((word for one in of for word in below(one, "pobj")), noun)]
     if verb.dep_ in ("conj", "xcomp", "advcl", "ccomp") and verb.head.i != verb.i:
         return subjects_of(verb.head) if verb.head.pos_ in ("VERB", "AUX") else [verb.head]
     return []
@@ -259,8 +252,7 @@ def subjects_of(verb: Token) -> list[Token]:
 
 def is_linking(noun: Token) -> bool:
     """Return whether a noun is part of a longer preposition: the "top" of "on top of"."""
-    bare = not any(child.dep_ in ("amod", "poss", "compound", "nummod") for child in noun.children)
-    return noun.lower_ in LINKING and noun.dep_ == "pobj" and bare
+    return noun.lower_ in LINKING and noun.dep_ == "pobj" and not below(noun, "amod", "poss", "compound", "nummod")
 
 
 def is_side(token: Token) -> bool:
@@ -269,16 +261,15 @@ def is_side(token: Token) -> bool:
 
 
 def prepositions(head: Token) -> Iterator[tuple[str, Token]]:
-    """Yield the prepositional phrases of a word, as (the preposition, possibly several words; its noun)."""
+    """Return the prepositional phrases of a word, as (the preposition, possibly several words; its noun)."""
     for child in head.children:
         if is_side(child):
             yield from _beside(child)
         elif child.dep_ in ("prep", "agent"):
             yield from _phrases(child, child.lower_)
         elif child.dep_ == "advmod" and child.lower_ in LEADING:
-            for inner in child.children:
-                if inner.dep_ == "prep":
-                    yield from _phrases(inner, f"{child.lower_} {inner.lower_}")
+            for inner in below(child, "prep"):
+                yield from _phrases(inner, f"{child.lower_} {inner.lower_}")
 
 
 def _phrases(preposition: Token, phrase: str) -> Iterator[tuple[str, Token]]:
@@ -294,7 +285,6 @@ def _phrases(preposition: Token, phrase: str) -> Iterator[tuple[str, Token]]:
 
 
 def _beside(side: Token) -> Iterator[tuple[str, Token]]:
-    """Yield the phrases of "left of" in all its forms ("to the left of", "on the left of")."""
-    for child in side.children:
-        if child.dep_ == "prep":
-            yield from _phrases(child, f"{side.lower_} of" if child.lower_ == "of" else child.lower_)
+    """Return the phrases of "left of" in all its forms ("to the left of", "on the left of")."""
+    for child in below(side, "prep"):
+        yield from _phrases(child, f"{side.lower_} of" if child.lower_ == "of" else child.lower_)

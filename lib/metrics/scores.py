@@ -16,15 +16,13 @@ from lib.base import UserError
 from lib.metrics import bleu, scene_rules, spice_official
 from lib.metrics.bleu import bleu_from_counts
 from lib.metrics.cider import Frequencies, cider
-from lib.metrics.java import Missing, find_java, tokenize
-from lib.metrics.meteor import shared_meteor
+from lib.metrics.java import Missing, find_java, shared_meteor, tokenize
 from lib.metrics.scene_graph import f_score, merge
 
 #: Every caption score and the name that tables and figures give it.
 LABELS: Mapping[str, str] = {
     "bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4", "cider": "CIDEr", "cider_d": "CIDEr-D",
-    "meteor": "METEOR", "rouge_l": "ROUGE-L", "spice_spacy": "SPICE (spaCy)", "spice": "SPICE",
-}  # fmt: skip
+    "meteor": "METEOR", "rouge_l": "ROUGE-L", "spice_spacy": "SPICE (spaCy)", "spice": "SPICE"}
 CAPTION_SCORES: tuple[str, ...] = tuple(LABELS)
 BLEU: tuple[str, ...] = tuple(LABELS.values())[:4]
 
@@ -37,17 +35,11 @@ class References:
 
     tokens: dict[str, Tokens]
     dropped: list[str]  # "image 7: '...'" of each reference without a word
-    borrowed: Frequencies | None = None
 
     @classmethod
-    def build(cls, references: Mapping[str, Sequence[str]], frequencies: Frequencies | None = None) -> References:
-        """Return the references of {image id: captions}, those without a word dropped and listed in ``dropped``.
-
-        Document frequencies are those of all images given here that have a reference, or another dataset's
-        (``frequencies=other.frequencies``: for a few images of your own). Raises UserError without any image or Java.
-        """
-        if not references:
-            raise UserError("references: there is no image; give {id: [captions]}")
+    def build(cls, references: Mapping[str, Sequence[str]]) -> References:
+        """Return the references of {image id: captions}; those without a word are dropped and listed in ``dropped``.
+        UserError without a Java."""
         for item, captions in references.items():
             if isinstance(captions, str):
                 raise UserError(f"references of {item!r}: expected a list of captions, not one text")
@@ -55,29 +47,25 @@ class References:
         said = {caption for caption, words in tokens.items() if any(map(str.isalnum, words))}
         dropped = [f"image {item}: {c!r}" for item, captions in references.items() for c in captions if c not in said]
         known = {str(item): tuple(tokens[c] for c in captions if c in said) for item, captions in references.items()}
-        return cls(known, dropped, frequencies)
+        return cls(known, dropped)
 
     @cached_property
     def frequencies(self) -> Frequencies:
-        """In how many images each n-gram stands."""
-        return self.borrowed or Frequencies.count(filter(None, self.tokens.values()))
+        """In how many of these images (those that have a reference) each n-gram stands."""
+        return Frequencies.count(filter(None, self.tokens.values()))
 
 
 @dataclass
 class Batch:
     """Captions made ready: distinct (tokens, tokens of the references), and which of them each caption is."""
 
-    index: pd.Index
     items: list[str]
     pairs: list[tuple[str, Tokens]]
     place: np.ndarray  # (N,) into pairs; -1 for a caption that cannot be scored
     unscored: dict[int, str]  # row -> reason
+    index: pd.Index
     failed: dict[int, list[str]] = field(default_factory=dict)  # place -> which metrics have no value there and why
     meteor: list[str | None] = field(default_factory=list)  # METEOR's statistics by pair
-
-    def spread(self, values: Sequence[float]) -> np.ndarray:
-        """Return the values of the pairs as a column of the captions, float64 (N,), NaN where there is none."""
-        return np.append(np.asarray(values, np.float64), math.nan)[self.place]
 
     def fail(self, place: int, metric: str, reason: object) -> None:
         """Note that a metric has no value for one pair."""
@@ -86,22 +74,20 @@ class Batch:
 
 
 def _ready(ids: Sequence, captions: Sequence, references: References) -> Batch:
-    rows = list(zip(map(str, ids), captions, strict=True))
-    unscored = {}
-    for row, (item, caption) in enumerate(rows):
+    items = list(map(str, ids))
+    tokens = tokenize(caption for caption in captions if isinstance(caption, str))
+    places: dict[tuple[str, Tokens], int] = {}
+    place, unscored = np.full(len(items), -1), {}
+    for row, (item, caption) in enumerate(zip(items, captions, strict=True)):
         if not isinstance(caption, str):
             unscored[row] = f"image {item}: the caption is {caption!r}, not a text"
         elif not references.tokens.get(item):
             known = "has no reference with a word" if item in references.tokens else "is not among the references"
             unscored[row] = f"image {item} {known}"
-    tokens = tokenize(caption for row, (_, caption) in enumerate(rows) if row not in unscored)
-    places: dict[tuple[str, Tokens], int] = {}
-    place = np.full(len(rows), -1)
-    for row, (item, caption) in enumerate(rows):
-        if row not in unscored:
+        else:
             place[row] = places.setdefault((tokens[caption], references.tokens[item]), len(places))
-    index = captions.index if isinstance(captions, pd.Series) else pd.RangeIndex(len(rows))
-    return Batch(index, [item for item, _ in rows], list(places), place, unscored)
+    index = captions.index if isinstance(captions, pd.Series) else pd.RangeIndex(len(items))
+    return Batch(items, list(places), place, unscored, index)
 
 
 def score_captions(
@@ -171,20 +157,21 @@ def _table(batch: Batch, references: References, names: Sequence[str]) -> pd.Dat
     """Return the columns, and in ``attrs`` what has no value and why."""
     if "meteor" in names and batch.pairs:
         shared_meteor()  # loads for some seconds while the others are computed
-    here, columns, missing = available(), {}, {}
+    here, found, missing = available(), {}, {}
     for family, scorer in _SCORERS.items():
         wanted = [name for name in family if name in names]
-        reason, found = here[family[0]], {}
         try:
-            if wanted and batch.pairs and not reason:
-                found = scorer(batch, references)
+            if wanted and batch.pairs and not here[family[0]]:
+                found |= scorer(batch, references)
+            reason = here[family[0]]
         except Missing as why:
             reason = str(why)
         missing |= dict.fromkeys(wanted, reason) if reason else {}
-        columns |= {name: batch.spread(found.get(name, np.full(len(batch.pairs), math.nan))) for name in wanted}
-    table = pd.DataFrame({name: columns[name] for name in names}, index=batch.index)
+    empty = np.full(len(batch.pairs), math.nan)
+    columns = {name: np.append(found.get(name, empty), math.nan)[batch.place] for name in names}
+    table = pd.DataFrame(columns, index=batch.index, dtype=np.float64)
     failed = {row: f"image {batch.items[row]}: {'; '.join(batch.failed[place])}"
-              for row, place in enumerate(batch.place) if place in batch.failed}  # fmt: skip
+              for row, place in enumerate(batch.place) if place in batch.failed}
     table.attrs.update(missing=missing, unscored=batch.unscored | failed)
     return table
 
@@ -238,5 +225,4 @@ def _spice_spacy(batch: Batch, references: References) -> dict[str, list[float]]
 _SCORERS: Mapping[tuple[str, ...], Callable[[Batch, References], Mapping[str, Sequence[float]]]] = {
     CAPTION_SCORES[:4]: _bleu, ("cider", "cider_d"): _cider, ("rouge_l",): _rouge, ("spice_spacy",): _spice_spacy,
     ("spice",): lambda batch, references: {"spice": spice_official.scores(batch.pairs)},
-    ("meteor",): _meteor,  # last: its process loads while the others are computed
-}  # fmt: skip
+    ("meteor",): _meteor}  # last: its process loads while the others are computed

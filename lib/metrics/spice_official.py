@@ -15,7 +15,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.base import ROOT
+import pooch
+
+from lib.base import ROOT, UserError
 from lib.metrics.java import JARS, OPTIONS, Missing, find_java
 
 FOLDER = ROOT / "data" / "models" / "hub" / "corenlp"
@@ -23,21 +25,20 @@ CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 ARCHIVE = "stanford-corenlp-full-2015-12-09"
 URL = f"https://nlp.stanford.edu/software/{ARCHIVE}.zip"  # the address that pycocoevalcap uses
 SHA1 = "55c9d653eb30ace7d5a60eb3138e424f9442e539"  # as other projects publish it; the source publishes none
-#: Where a JavaScript engine may lie, by the names of Rhino's and Nashorn's releases and of Linux distributions.
-ENGINES = ("rhino*.jar", "js.jar", "js-1.7*.jar", "nashorn-core*.jar")
+ENGINES = ("rhino*.jar", "js.jar", "js-1.7*.jar", "nashorn-core*.jar")  # as releases and Linux distributions name them
 SYSTEM_JARS = Path("/usr/share/java")
 OPENED = ("lang", "math", "util", "util.concurrent", "net", "text")
 
 
 def missing() -> str | None:
     """Return what the scorer lacks here and how to get it; None if nothing."""
-    absent = [jar for jar in CORENLP if not (FOLDER / jar).is_file()]
-    if absent:
+    folder = FOLDER.relative_to(ROOT)
+    if absent := [jar for jar in CORENLP if not (FOLDER / jar).is_file()]:
         return (f"official SPICE needs {' and '.join(absent)}: run `python -m lib.metrics fetch-spice` on a connected "
-                f"machine, or put them in {FOLDER.relative_to(ROOT)}")  # fmt: skip
+                f"machine, or put them in {folder}")
     if _engine() is None:
-        return (f"official SPICE needs a JavaScript engine: put Rhino's jar with its script engine in "
-                f"{FOLDER.relative_to(ROOT)}, or install your system's package (librhino-java)")  # fmt: skip
+        return (f"official SPICE needs a JavaScript engine: put Rhino's jar with its script engine in {folder}, or "
+                "install your system's package (librhino-java)")
     return None
 
 
@@ -46,8 +47,7 @@ def scores(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
 
     Parses are kept beside the jars. Raises Missing if the scorer fails or leaves no readable output.
     """
-    cache = FOLDER / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "cache").mkdir(parents=True, exist_ok=True)
     library = JARS / "spice"
     jars = [library / "spice-1.0.jar", *(library / "lib").glob("*.jar"), *(FOLDER / jar for jar in CORENLP), _engine()]
     # from the environment, since Java 8 knows neither the variable nor the option
@@ -56,12 +56,10 @@ def scores(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
         source, target = Path(folder) / "in.json", Path(folder) / "out.json"
         entries = [{"image_id": row, "test": caption, "refs": list(refs)} for row, (caption, refs) in enumerate(pairs)]
         source.write_text(json.dumps(entries), encoding="utf-8")
-        command = [
-            find_java(), *OPTIONS, "-Xmx8G", "-cp", os.pathsep.join(map(str, jars)), "edu.anu.spice.SpiceScorer",
-            str(source), "-cache", str(cache), "-out", str(target), "-subset", "-silent",
-        ]  # fmt: skip
+        command = [find_java(), *OPTIONS, "-Xmx8G", "-cp", os.pathsep.join(map(str, jars)), "edu.anu.spice.SpiceScorer",
+                   source, "-cache", FOLDER / "cache", "-out", target, "-subset", "-silent"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace",
-                              env=os.environ | {"JDK_JAVA_OPTIONS": opened})  # fmt: skip
+                              env=os.environ | {"JDK_JAVA_OPTIONS": opened})
         if done.returncode or not target.is_file():
             said = [line.strip() for line in done.stderr.splitlines() if "rror" in line or "xception" in line]
             raise Missing(": ".join([f"official SPICE ended with status {done.returncode}", *said[:1]]))
@@ -80,15 +78,16 @@ def read_scores(output: str, rows: int) -> list[float]:
 
 def fetch() -> list[Path]:
     """Return the paths of CoreNLP's two jars, fetched and checked by the archive's hash where they are absent."""
-    import pooch
-
     targets = [FOLDER / jar for jar in CORENLP]
     if not all(target.is_file() for target in targets):
-        archive = pooch.retrieve(URL, f"sha1:{SHA1}", f"{ARCHIVE}.zip", FOLDER, progressbar=True)
+        try:
+            archive = Path(pooch.retrieve(URL, f"sha1:{SHA1}", f"{ARCHIVE}.zip", FOLDER, progressbar=True))
+        except ValueError as error:
+            raise UserError(f"{URL}: {error}") from error
         with zipfile.ZipFile(archive) as packed, tempfile.TemporaryDirectory(dir=FOLDER) as folder:
             for target in targets:
                 Path(packed.extract(f"{ARCHIVE}/{target.name}", folder)).replace(target)
-        Path(archive).unlink()
+        archive.unlink()
     return targets
 
 

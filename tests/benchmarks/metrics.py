@@ -24,8 +24,9 @@ from pycocoevalcap.rouge.rouge import Rouge
 from lib.base import ROOT
 from lib.metrics import References, score_captions
 from lib.metrics.java import tokenize
-from tests.test_spice import SAMPLE, SHARED, agreement, shared_entries
+from tests.test_spice import SAMPLE, agreement
 
+SHARED = ROOT.parent / "shared" / "data" / "spice"
 COCO = SHARED.parent / "coco" / "captions_val2014.json.gz"
 PICTURE_BOOK = ROOT / "data" / "picturebook" / "nocaps" / "annotations" / "nocaps_val.json"
 PER_IMAGE = 10
@@ -53,6 +54,13 @@ def stock(references: References, ids: list[str], tokens: list[str]) -> np.ndarr
         bleu = Bleu().compute_score(gts, res, verbose=0)[1]
         columns.append([*bleu, *(scorer.compute_score(gts, res)[1] for scorer in (Cider(), Rouge()))])
     return np.array(columns).transpose(2, 0, 1).reshape(-1, len(NAMES))  # image, k, metric
+
+
+def shared_entries() -> list[dict]:
+    """The 300 captions that the sample is from, in its form."""
+    texts, scores = (json.loads((SHARED / f"{name}.json").read_text("utf-8")) for name in ("captions", "spice_scores"))
+    return [{"caption": text["test"], "references": text["refs"], "spice": score["scores"]["All"]["f"] or 0.0}
+            for text, score in zip(texts, scores, strict=True)]
 
 
 def timed(name: str, work: Callable) -> object:
