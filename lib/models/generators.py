@@ -64,6 +64,8 @@ class Diffusers:
         for network in (getattr(pipeline, name, None) for name in ("unet", "transformer", "vae")):
             if network is not None and settings.compile:
                 getattr(network, "decoder", network).compile(dynamic=False)
+        if self.device.type == "cpu" and hasattr(pipeline, "vae"):  # a quarter faster there; on a GPU it is slower
+            pipeline.vae.to(memory_format=torch.channels_last)
         if self.dtype == torch.float16 and hasattr(pipeline, "vae"):
             _decode_again_in_float32(pipeline.vae)
         return pipeline
