@@ -131,7 +131,10 @@ class EncoderSettings(ModelSettings):
 
 
 class Preset(Settings):
-    """One set-up of the round trips. assumed: by part, what the paper does not state."""
+    """One set-up of the round trips. assumed: by part, what the paper does not state.
+
+    shards_at_once: batches of sources made side by side in one process, which pays for small models on a processor.
+    """
 
     name: str = Field(pattern=r"^[^\s./\\][^/\\\x00-\x1f]{0,79}$")
     captioner: CaptionerSettings
@@ -143,6 +146,7 @@ class Preset(Settings):
     n_sources: int = Field(2000, ge=1)
     n_candidates: int = Field(10, ge=1)
     seed: int = 0
+    shards_at_once: int = Field(1, ge=1)
     assumed: dict[str, list[str]] = {}
 
 
@@ -171,7 +175,7 @@ def row_settings(preset: Preset) -> dict[str, Any]:
     idle = dict.fromkeys(("batch_size", "compile", "revision", "lora_revision"), True) | {
         "options": {"price": True, "cap": True}}
     return preset.model_dump(mode="json", exclude=dict.fromkeys(
-        ("name", "assumed", "datasets", "n_sources", "n_candidates", "seed"), True)
+        ("name", "assumed", "datasets", "n_sources", "n_candidates", "seed", "shards_at_once"), True)
         | dict.fromkeys(("captioner", "generator", "encoder", "second_encoder"), idle))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Sequence
@@ -142,8 +143,10 @@ class Diffusers:
             "guidance_scale": settings.guidance, "height": settings.size, "width": settings.size, "output_type": "pt",
             "use_resolution_binning": False, "clean_caption": False,  # PixArt: size and text as they were asked for
             "generator": [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]}
+        pipeline = copy.copy(self.pipeline)  # a scheduler counts its steps: each thread needs its own
+        pipeline.scheduler = copy.deepcopy(pipeline.scheduler)
         with quiet():  # of cut prompts it would say each time what ``_truncated`` says once
-            output = self.pipeline(**{k: v for k, v in arguments.items() if k in self._accepted})
+            output = pipeline(**{k: v for k, v in arguments.items() if k in self._accepted})
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(texts)
         return self._to_uint8(output.images), np.array(flags, dtype=bool)
 

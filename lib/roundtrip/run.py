@@ -61,7 +61,7 @@ from lib.roundtrip.workers import make_shards
 if TYPE_CHECKING:
     from lib.models import Models
 
-SHARD_SIZE = 32  # sources made, written and resumed together
+SHARD_SIZE = 16  # sources made, written and resumed together
 SCORED_TOGETHER = 5000  # captions: enough to share the start of Java, few enough to keep memory flat
 Place = Path | UPath
 

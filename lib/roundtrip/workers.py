@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ def make_shards(shards: Sequence[Shard], workers: int, engine: str, models: Mode
         raise UserError(f"ENGINE = {engine!r}: choose local or ray")
     load = models if callable(models) else partial(_load, preset) if models is None else lambda: models
     if engine == "local" and workers == 1:
-        return _make_here(shards, load, done, tick)
+        return _make_here(shards, load, done, tick, preset.shards_at_once)
     workers = min(workers, len(shards))
     with _processes(workers) if engine == "local" else _ray_tasks(workers) as start:
         return _make_by_workers(shards, workers, start, load, done, tick)
@@ -81,18 +81,41 @@ def _described(models: Models) -> dict[str, Any]:
     return {part: describe(model) for part, model in vars(models).items() if model is not None}
 
 
-def _make_here(shards: Sequence[Shard], load: Load, done: Done, tick: Tick) -> dict[str, Any]:
-    """Make shards one after the other, while a thread writes the files of the last one."""
+def _make_here(shards: Sequence[Shard], load: Load, done: Done, tick: Tick, at_once: int) -> dict[str, Any]:
+    """Make shards, ``at_once`` side by side in threads that share the models and divide the cores."""
+    import torch  # slow to import, and only needed where models are loaded
+
     begun = time.perf_counter()
-    models, loading, last = load(), time.perf_counter() - begun, None
-    with ThreadPoolExecutor(1) as writer:
-        for shard in shards:
-            batch = shard.make(models, tick)
-            batch.cost["seconds: load"], loading = loading, 0.0
-            if last is not None:
-                done(last.result())  # at most one shard waits in memory; a full disk stops us here
-            last = writer.submit(shard.publish, batch)
-        done(last.result())
+    models = load()
+    loading, cores = {"seconds: load": time.perf_counter() - begun}, torch.get_num_threads()
+    if any(not type(model).__module__.startswith("lib.") for model in vars(models).values() if model is not None):
+        at_once = 1  # whether a model of your own bears two threads is not known
+    at_once = min(at_once, len(shards))
+    turn, ticking, stopped = threading.Semaphore(at_once), threading.Lock(), threading.Event()
+
+    def tell(rows: int) -> None:
+        with ticking:
+            if stopped.is_set():
+                raise InterruptedError("another shard failed, or Ctrl-C")
+            tick(rows)
+
+    def make(shard: Shard) -> Cost:
+        with turn:
+            batch = shard.make(models, tell)
+        return shard.publish(batch)  # while this thread's place is taken by the next shard
+
+    share = max(1, cores // at_once)
+    with ThreadPoolExecutor(at_once + 1, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+        try:
+            for made in as_completed([pool.submit(make, shard) for shard in shards]):
+                cost = made.result()  # a full disk stops us here
+                cost.update(loading)
+                done(cost)
+                loading.clear()
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(cores)
     return _described(models)
 
 
