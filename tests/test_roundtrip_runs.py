@@ -210,7 +210,7 @@ def test_sources_with_a_flagged_image_are_left_out_whole():
     runs = planted.write(dataset="picturebook-coco", n_sources=8, n_candidates=5, change=flag)
     rows = runs.rows("image")
     assert rows["item"].nunique() == 6 == len(runs.baselines())
-    assert rows.attrs == {"flagged_sources": 2, "flagged_rows": 2}
+    assert rows.attrs == {"flagged_sources": 2}
     assert rows.equals(rows.sort_values(["dataset", "item", "candidate"], ignore_index=True))
 
 
@@ -309,7 +309,7 @@ def test_a_run_of_the_real_models_repeats_and_does_not_depend_on_its_batch(monke
     runs = open_runs("mini", "picturebook-coco", 3, 2)
     for run in runs.runs.values():
         run.execute(models=runs.models, progress=False)
-        table = check.verify(run, runs.models, 2)
+        table = check.verify(run, runs.models)
         assert table["holds"].all(), table
     assert runs.rows()["sem_f"].notna().all() and runs.rows("image")["clipscore"].notna().all()
 

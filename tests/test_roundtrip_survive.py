@@ -200,7 +200,7 @@ def cluster():
     pytest.importorskip("ray")
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(workers_module._ray_tasks(2))
+            stack.enter_context(workers_module._ray_tasks(2, stand_ins))
         except Exception as error:  # Ray gives up by itself after half a minute on a very busy machine
             pytest.skip(f"Ray does not start here: {error}")
         yield

@@ -7,19 +7,9 @@
     rows = runs.rows("image")         # one row a (source, candidate)
 """
 
-from lib.roundtrip.run import BASELINE_COLUMNS, ROW_COLUMNS, Run, plan_run
+from lib.roundtrip.run import Run, plan_run
 from lib.roundtrip.runs import Runs, open_runs
-from lib.roundtrip.steps import (
-    TASKS,
-    Batch,
-    candidate_seeds,
-    caption_candidates,
-    generate_images,
-    noise_seeds,
-    round_trip,
-    similarities,
-    source_text,
-)
+from lib.roundtrip.steps import Batch, candidate_seeds, generate_images, noise_seeds, round_trip, source_text
 
-__all__ = ["BASELINE_COLUMNS", "ROW_COLUMNS", "TASKS", "Batch", "Run", "Runs", "candidate_seeds", "caption_candidates",
-           "generate_images", "noise_seeds", "open_runs", "plan_run", "round_trip", "similarities", "source_text"]
+__all__ = ["Batch", "Run", "Runs", "candidate_seeds", "generate_images", "noise_seeds", "open_runs", "plan_run",
+           "round_trip", "source_text"]

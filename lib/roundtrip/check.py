@@ -14,37 +14,33 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from lib.base import ROOT, stable_seed, write_atomic
+from lib.models import Models
 from lib.roundtrip.run import Run, ranked, read_json
 from lib.roundtrip.runs import Runs
 from lib.roundtrip.steps import Batch, round_trip
 
-if TYPE_CHECKING:
-    from lib.models import Models
-
 SAMPLE = 3  # sources of each run
 EXPECTED = ROOT / "data" / "expected"
-# What may differ, as another batch sums in another order; pixels in grey levels of 255. In the text task the captioned
-# image itself may differ by a grey level.
+# What may differ, as another batch sums in another order (in the text task also the image that is captioned)
 TOLERANCES = {"similarity": 1e-4, "similarity_second": 1e-4, "similarity_euclidean": 1e-3, "logprob": 1e-2}
-PIXELS = 2.0
+PIXELS = 2  # grey levels of 255
 FLIPS = 0.01  # share of captions and of sources, one in any case, that a near tie may turn
 AVERAGES = ["n_words", "logprob", "similarity", "similarity_second", "cider", "bleu4", "meteor", "rouge_l",
             "spice_spacy", "clip_score", "clip_score_second", "sem_f"]
 
 
-def verify(run: Run, models: Models, sample: int = SAMPLE) -> pd.DataFrame:
+def verify(run: Run, models: Models) -> pd.DataFrame:
     """Make a sample of a finished run's sources again, as one batch in another order, and compare all their rows.
 
     Returns one row a check: check, found (rows or sources that differ), allowed, holds.
     """
     rng, items = np.random.default_rng(stable_seed("verify", run.name)), run.dataset.items
-    chosen = [items[i] for i in rng.choice(len(items), min(sample, len(items)), replace=False)]
+    chosen = [items[i] for i in rng.choice(len(items), min(SAMPLE, len(items)), replace=False)]
     batch = round_trip(run.task, chosen, models, run.preset, run.dataset.name, run.n_candidates, run.seed)
     return compare(run, batch)
 
@@ -56,30 +52,28 @@ def compare(run: Run, again: Batch) -> pd.DataFrame:
     """
     both = again.rows.merge(run.rows(), on=["item", "candidate", "seed"], suffixes=("", "_kept"))
     said, shown = ("message", "reconstruction") if run.task == "image" else ("reconstruction", "message")
-    same, sources = both[said] == both[f"{said}_kept"], both["item"].nunique()
     best, kept = (ranked(both.assign(similarity=both[name]))["selected"] for name in ("similarity", "similarity_kept"))
+    same, turned, sources = both[said] == both[f"{said}_kept"], both.loc[best != kept, "item"], both["item"].nunique()
     checks = {"rows absent or with another seed": (len(again.rows) - len(both), 0),
               f"captions that differ, of {len(both)}": ((~same).sum(), max(1, FLIPS * len(both))),
-              f"sources with another best candidate, of {sources}": (both.loc[best != kept, "item"].nunique(),
-                                                                     max(1, FLIPS * sources))}
-    both = both[same]
+              f"sources with another best candidate, of {sources}": (turned.nunique(), max(1, FLIPS * sources))}
     for name, tolerance in TOLERANCES.items():
-        pair = both[[name, f"{name}_kept"]].to_numpy(float).T
+        pair = both.loc[same, [name, f"{name}_kept"]].to_numpy(float).T
         checks[f"{name} off by {tolerance:g}"] = (~np.isclose(*pair, rtol=0, atol=tolerance, equal_nan=True)).sum(), 0
-    images = both[[shown, f"{shown}_kept"]].drop_duplicates().to_numpy()
+    images = both.loc[same, [shown, f"{shown}_kept"]].drop_duplicates().to_numpy()
     off = [np.abs(again.images[now].astype(int) - np.asarray(run.image(kept), int)).max() for now, kept in images]
-    checks[f"images off by {PIXELS:g} grey levels"] = (np.array(off) > PIXELS).sum(), 0
+    checks[f"images off by {PIXELS} grey levels"] = (np.array(off) > PIXELS).sum(), 0
     table = pd.DataFrame([(name, *check) for name, check in checks.items()], columns=["check", "found", "allowed"])
     return table.assign(holds=table["found"] <= table["allowed"])
 
 
-def verify_runs(runs: Runs, sample: int = SAMPLE) -> bool:
+def verify_runs(runs: Runs) -> bool:
     """Verify every run and print what was compared; whether all of it holds."""
     holds = True
     for run in runs.runs.values():
         run.rows()  # says that it is not finished before a model is loaded
-        table = verify(run, runs.models, sample)
-        print(f"{run.name}: {min(sample, len(run.dataset))} sources made again", table.to_string(index=False), sep="\n")
+        table = verify(run, runs.models)
+        print(f"{run.name}: {min(SAMPLE, len(run.dataset))} sources made again", table.to_string(index=False), sep="\n")
         holds &= bool(table["holds"].all())
     print("all rows repeat within the tolerances" if holds else "NOT all rows repeat", flush=True)
     return holds
@@ -99,7 +93,8 @@ def summary(rows: pd.DataFrame) -> dict:
 def write_expected(runs: Runs) -> Path:
     """Take the averages of finished runs as the expected ones, in place of other runs of the same size."""
     path, own = EXPECTED / f"{runs.preset.name}.json", {run.name: summary(run.rows()) for run in runs.runs.values()}
-    kept = {name: entry for name, entry in read_json(path).items() if _size(name) not in map(_size, own)}
+    sizes = {_size(name) for name in own}
+    kept = {name: entry for name, entry in read_json(path).items() if _size(name) not in sizes}
     lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted((kept | own).items()))
     write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return path
@@ -120,7 +115,7 @@ def compare_expected(runs: Runs) -> str:
             now = found["averages"].get(name, [math.nan])[0]
             if not abs(now - value) <= tolerance:
                 wrong.append(f"{run.task} {run.dataset.name}: {name} {now:.6g} instead of {value:.6g}")
-    foreign = sum(name not in known and _size(name) in map(_size, known) for name in names)
+    foreign = len({_size(name) for name in names if name not in known} & {_size(name) for name in known})
     parts = [f"{len(wrong)} averages are NOT as expected ({'; '.join(wrong[:3])})" if wrong else "all as expected",
              f"{equal} equal in every caption"] if compared else []
     parts += [f"{foreign} not comparable (other weights, data or settings)"] if foreign else []

@@ -12,9 +12,8 @@ so that runs never mix::
     cost.json               seconds by stage (differs from time to time)
 
 A shard is done when its file is there and whole, and every file appears only when it is whole. So a killed run goes on
-where it stopped and ends with the same tables byte for byte. COMPENDIUM_RUNS may be a URL of a store that fsspec
-reaches. There no lock is held: two commands on one run do the work twice and write the same bytes. Tried with memory://
-and with a local folder behind s3://, never with a real object store.
+where it stopped and ends with the same tables byte for byte. In a store that fsspec reaches no lock is held: two
+commands on one run do the work twice and write the same bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
 import pandas as pd
@@ -54,18 +53,14 @@ from lib.base import ROOT, UserError, folder_setting, write_atomic
 from lib.data import Dataset, decode_image
 from lib.data.datasets import examples
 from lib.metrics import CAPTION_SCORES, SEMANTIC_SCORES
+from lib.models import Models, fetch_models, weights_fingerprint
 from lib.presets import Preset, row_settings
 from lib.roundtrip.steps import Batch, Cost, Tick, round_trip
 from lib.roundtrip.workers import make_shards
 
-if TYPE_CHECKING:
-    from lib.models import Models
-
 SHARD_SIZE = 16  # sources made, written and resumed together
 SCORED_TOGETHER = 5000  # captions: enough to share the start of Java, few enough to keep memory flat
 Place = Path | UPath
-
-# tables
 
 _IDENTITY = ("run", "task", "dataset", "item", "domain")
 _MADE = (*_IDENTITY, "candidate", "seed", "message", "reconstruction", "source_text", "logprob", "n_words", "flagged",
@@ -99,11 +94,8 @@ def read_table(path: Place) -> pd.DataFrame:
 
 
 def read_json(path: Place) -> dict[str, Any]:
-    """A JSON object; empty where there is none, or a damaged one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
+    """A JSON object; empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_json(path: Place, data: Mapping[str, Any]) -> None:
@@ -162,11 +154,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Run:
-    """One preset, dataset, task, K and seed, and the folder of its files. Reads from disk when asked.
-
-    dataset: the drawn sources; n_candidates: K, perhaps fewer than the folder has (row k does not depend on K);
-    weights: what identifies them, see :func:`weights_of`.
-    """
+    """One preset, dataset (the drawn sources), task, K and seed, and the folder of its files, which may have more
+    candidates than K, as row k does not depend on K. Reads from disk when asked. weights: see :func:`weights_of`."""
 
     preset: Preset
     dataset: Dataset
@@ -226,8 +215,6 @@ class Run:
                             "parameters first, or ./run_all.sh")
         return read_table(self.folder / name)
 
-    # executing
-
     def shards(self) -> list[Shard]:
         """The sources in batches; a run keeps the size that it was begun with."""
         size, items = self.info().get("shard_size", self.shard_size), self.dataset.items
@@ -244,8 +231,6 @@ class Run:
         """
         run = self
         if None in self.weights.values() and not self.finished:  # known by their content once they are here
-            from lib.models import fetch_models
-
             fetch_models(self.preset)
             run = plan_run(self.preset, self.dataset, self.task, self.n_candidates, self.seed, self.folder.parent)
         if run._complete() and not rescore:
@@ -266,12 +251,10 @@ class Run:
         for path in self.folder.rglob(".*.tmp") if isinstance(self.folder, Path) else ():
             path.unlink(missing_ok=True)  # what killed processes left; the lock is ours
         if not self.info():
-            data = self.dataset
             write_json(self.folder / "run.json", {
                 "run": self.name, "identity": self.identity, "task": self.task, "n_candidates": self.n_candidates,
                 "seed": self.seed, "shard_size": self.shard_size, "preset": self.preset.model_dump(mode="json"),
-                "dataset": {"name": data.name, "sources": len(data), "split_size": len(data.references),
-                            "absent": len(data.absent), "notes": list(data.notes)}, "made_by": program()})
+                "dataset": {"name": self.dataset.name, "notes": self.dataset.notes}, "made_by": program()})
         shards = self.shards()
         waiting = [shard for shard in shards if not shard.done()]
         if not waiting:
@@ -283,14 +266,12 @@ class Run:
         def done(spent: Cost) -> None:
             cost.update(spent)
             cost["wall"] = time.perf_counter() - begun
-            write_json(self.folder / "cost.json", {name: round(value, 3) for name, value in cost.items()})
+            write_json(self.folder / "cost.json", cost)
 
         rows, left = (sum(len(shard.run.dataset) for shard in some) * self.n_candidates for some in (shards, waiting))
         with _progress(self.name, rows, rows - left, progress) as bar:
             loaded = make_shards(waiting, workers, engine, models, self.preset, done, bar.update)
         write_json(self.folder / "run.json", self.info() | {"loaded": loaded})
-
-    # ranking and scoring
 
     def _score(self, progress: bool) -> None:
         """Rank and score all shards into the two tables, then write the counts that make the run finished."""
@@ -306,7 +287,7 @@ class Run:
             greedy = greedy.join(scores[len(rows):].reset_index(drop=True))
             write_table(self.folder / "baselines.parquet", greedy, BASELINE_COLUMNS)
             write_table(self.folder / "rows.parquet", rows.join(scores[: len(rows)]), ROW_COLUMNS)
-        write_json(self.folder / "cost.json", {name: round(value, 3) for name, value in cost.items()})
+        write_json(self.folder / "cost.json", cost)
         flagged = rows.loc[rows["flagged"], "item"]
         counts = {"rows": len(rows), "flagged": len(flagged), "flagged_sources": flagged.nunique(),
                   "truncated_prompts": int(rows["truncated"].sum())}
@@ -353,9 +334,6 @@ def _progress(what: str, total: int, done: int, shown: bool) -> tqdm:
     return bar
 
 
-# finding
-
-
 class S3(ArrowFSWrapper):
     """s3:// by the driver inside pyarrow: no further package; keys, region and endpoint by the usual AWS variables."""
 
@@ -376,20 +354,15 @@ def runs_root() -> Place:
 
 def weights_of(preset: Preset) -> dict[str, str | None]:
     """What identifies the weights of each model by part: a content hash or id@revision; None where unknown."""
-    from lib.models import weights_fingerprint
-
     parts = ("captioner", "generator", "encoder", "second_encoder")
     return {part: weights_fingerprint(getattr(preset, part)) for part in parts if getattr(preset, part) is not None}
 
 
 def plan_run(preset: Preset, dataset: Dataset, task: str, n_candidates: int, seed: int, root: Place | None = None,
              weights: Mapping[str, str | None] | None = None, shard_size: int = SHARD_SIZE) -> Run:
-    """The run over the given sources, in the folder where it lies or will lie.
-
-    A finished run with more candidates serves, and where weights are not on this machine one with the same settings
-    and data.
-    """
-    root = runs_root() if root is None else root
+    """The run over the given sources, in the folder where it lies or will lie: one with more candidates if that is
+    finished, and where weights are not on this machine one with the same settings and data."""
+    root = root or runs_root()
     run = Run(preset, dataset, task, n_candidates, seed, root, weights or weights_of(preset), shard_size)
     wanted, parts = run.identity, (preset.name, dataset.name, task)
     stem = "--".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part)[:60].strip("-.") for part in parts)
@@ -410,17 +383,15 @@ def plan_run(preset: Preset, dataset: Dataset, task: str, n_candidates: int, see
 @lru_cache(maxsize=1)
 def program() -> dict[str, Any]:
     """The program's commit, whether its code was changed since (None where unknown), versions, system. No secrets."""
-
-    def git(*arguments: str) -> str | None:
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            command = ["git", "-C", str(ROOT), *arguments]
-            return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
-        return None
-
-    changes = git("status", "--porcelain", "--", "lib", "notebooks", "data", "requirements.lock")
+    git, status = ["git", "-C", str(ROOT)], ["status", "--porcelain", "--", "lib", "notebooks", "data", "requirements.lock"]
+    try:
+        commit, changes = (subprocess.check_output([*git, *one], stderr=subprocess.DEVNULL, text=True).strip()
+                           for one in (["rev-parse", "HEAD"], status))
+    except (OSError, subprocess.CalledProcessError):  # no git here, or no checkout
+        commit = changes = None
     packages = ("torch", "transformers", "diffusers", "numpy", "scipy", "pillow", "pyarrow", "pandas", "pycocoevalcap")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes),
-            "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
+    return {"commit": commit, "dirty": None if changes is None else bool(changes), "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
             "versions": {name: importlib.metadata.version(name) for name in packages}}
 
 

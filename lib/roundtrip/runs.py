@@ -10,19 +10,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from PIL import Image
 
 from lib.base import ROOT, UserError, folder_setting
 from lib.data import NAMES, Dataset, Item, load_dataset
+from lib.models import ADAPTERS, Models, load_models, unknown_words
 from lib.presets import PRESETS, Preset, load_preset
 from lib.roundtrip.run import BASELINE_COLUMNS, ROW_COLUMNS, Run, plan_run, program, weights_of
 from lib.roundtrip.steps import TASKS, safe_part, source_text
-
-if TYPE_CHECKING:
-    from lib.models import Models
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,6 @@ class Runs:
     @cached_property
     def models(self) -> Models:
         """The preset's models, loaded when first needed and kept."""
-        from lib.models import load_models
-
         return load_models(self.preset)
 
     def execute(self, task: str, workers: int = 1, engine: str = "local", rescore: bool = False) -> list[Run]:
@@ -78,8 +74,6 @@ class Runs:
 
     def _unknown(self, run: Run) -> list[str]:
         """Words of a run's texts that its generator does not know; published models know all."""
-        from lib.models import unknown_words
-
         texts = [source_text(item, run.dataset.name, run.seed) for item in run.dataset.items]
         return list(dict.fromkeys(word for text in texts for word in unknown_words(self.models.generator, text)))
 
@@ -87,8 +81,7 @@ class Runs:
         """The rows of all datasets (of one task or both), by dataset, item and candidate.
 
         A source with a flagged image is left out whole, so that all comparisons keep the same sources; ``attrs`` has
-        their number as flagged_sources and that of the flagged rows. Empty, but with all columns, where the task
-        was skipped.
+        their number as flagged_sources. Empty, but with all columns, where the task was skipped.
         """
         return self._table(task, Run.rows, ROW_COLUMNS)
 
@@ -97,16 +90,15 @@ class Runs:
         return self._table("image", Run.baselines, BASELINE_COLUMNS)
 
     def _table(self, task: str | None, read: Callable[[Run], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-        parts, flagged_sources, flagged_rows = [], 0, 0
+        parts, left_out = [], 0
         for (label, one), run in sorted(self.runs.items(), key=lambda pair: TASKS.index(pair[0][1])):
             if task in (None, one):
                 rows, table = run.rows(), read(run).assign(dataset=label)
-                flagged = rows.loc[rows["flagged"], "item"]
-                flagged_sources, flagged_rows = flagged_sources + flagged.nunique(), flagged_rows + len(flagged)
-                order = [name for name in ("item", "candidate") if name in table]
-                parts.append(table[~table["item"].isin(flagged)].sort_values(order))
+                flagged = rows.loc[rows["flagged"], "item"].unique()
+                parts.append(table[~table["item"].isin(flagged)].sort_values("item", kind="stable"))
+                left_out += len(flagged)
         table = pd.concat(parts or [pd.DataFrame(columns=list(columns))], ignore_index=True)
-        table.attrs |= {"flagged_sources": flagged_sources, "flagged_rows": flagged_rows}
+        table.attrs["flagged_sources"] = left_out
         return table
 
     def dataset(self, name: str) -> Dataset:
@@ -173,8 +165,6 @@ def _names(dataset: str | Sequence[str], preset: Preset) -> list[str]:
 
 def _unread(preset: Preset, task: str) -> str | None:
     """Why the encoder cannot compare what a task reconstructs; None if it can."""
-    from lib.models import ADAPTERS
-
     adapter, kind = preset.encoder.adapter, "images" if task == "image" else "texts"
     module, _, name = ADAPTERS["encoder"].get(adapter, adapter).partition(":")
     if adapter in ("clip", "siglip") or getattr(getattr(importlib.import_module(module), name), f"reads_{kind}", True):

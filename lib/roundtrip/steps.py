@@ -29,10 +29,11 @@ from lib import ranking
 from lib.base import UserError, stable_seed
 from lib.data import Item
 from lib.metrics import clipscore, ref_clipscore
+from lib.models import Images, Models
 from lib.presets import Decoding, Preset
 
 if TYPE_CHECKING:  # torch is slow to import, and reading rows needs none of it
-    from lib.models import Captioner, Encoder, Generator, Images, Models
+    from lib.models import Captioner, Encoder, Generator
 
 TASKS = ("image", "text")
 Tick = Callable[[int], Any]  # told how many more rows have their image
@@ -59,9 +60,6 @@ class Batch:
     cost: Cost = field(default_factory=Cost)
 
 
-# seeds and texts: by name, never by position
-
-
 def candidate_seeds(purpose: str, dataset: str, items: Sequence[Item], n_candidates: int, seed: int) -> list[list[int]]:
     """S lists of K seeds, one for each source and candidate; purpose: "caption", "noise" or "receiver"."""
     return [[stable_seed(seed, purpose, dataset, item.id, k) for k in range(n_candidates)] for item in items]
@@ -85,9 +83,6 @@ def safe_part(text: str) -> str:
     return slug if slug == text.lower() else f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
 
 
-# the steps
-
-
 def caption_candidates(captioner: Captioner, images: Sequence[Any], seeds: Sequence[Sequence[int]],
                        decoding: Decoding) -> pd.DataFrame:
     """One caption of image n for each of seeds[n], flat in that order: columns text, logprob, n_words."""
@@ -102,8 +97,6 @@ def generate_images(generator: Generator, texts: Sequence[str], seeds: Sequence[
 
     Equal texts with equal seeds have equal images, which are generated once.
     """
-    from lib.models import Images
-
     times = Counter(zip(texts, seeds, strict=True))  # keeps the order of first occurrence
     distinct, parts = list(times), []
     for start in range(0, len(distinct), at_once):
@@ -148,9 +141,6 @@ def clip_scores(encoder: Encoder, prompt: str, images: np.ndarray, captions: Seq
     groups = np.split(references, np.cumsum([len(item.references) for item in items])[:-1])
     return {"clipscore": clipscore(images[sources], candidates),
             "ref_clipscore": ref_clipscore(images[sources], candidates, [groups[s] for s in sources])}
-
-
-# the two round trips
 
 
 def round_trip(task: str, items: Sequence[Item], models: Models, preset: Preset, dataset: str, n_candidates: int,

@@ -1,14 +1,9 @@
 """Who makes the shards of a run: this process, several processes of this machine, or a Ray cluster.
 
-Workers share nothing but the run's folder; each loads the models once and writes its shards itself.
-
-- ``engine="local"``: processes, which divide the processor's cores and take the graphics cards in turn.
-- ``engine="ray"``: the cluster that RAY_ADDRESS names (``ray start --head`` prints it), or one that is started here.
-  Program, data and run folder lie under the same path on each machine. Needs ``pip install --no-deps -r
-  requirements-ray.lock``.
-
-A worker that is killed is replaced. What failed is tried again alone when all else is done; after three tries it is
-given up and named. Bad input and a full disk stop the run at once.
+Workers share nothing but the run's folder; each loads the models once and writes its shards itself. Processes of one
+machine divide its cores and take its graphics cards in turn. Ray: see README.md. A worker that is killed is replaced.
+What failed is tried again alone when all else is done; after three tries it is given up and named. Bad input and a full
+disk stop the run at once.
 """
 
 from __future__ import annotations
@@ -28,27 +23,27 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lib.base import ROOT, UserError
+from lib.models import Models, describe, load_models
 from lib.presets import Preset
+from lib.roundtrip.steps import Cost, Tick
 
 if TYPE_CHECKING:
-    from lib.models import Models
     from lib.roundtrip.run import Shard
-    from lib.roundtrip.steps import Cost, Tick
 
 TRIES = 3
 START = "spawn"  # workers begin afresh: CUDA and thread pools do not survive a fork
-Load = Callable[[], "Models"]
-Done = Callable[["Cost"], None]
-Answer = tuple["Cost | str | Exception", dict[str, Any]]  # see _work
-Worker = Callable[[Load, "Shard"], Future[Answer]]
+Load = Callable[[], Models]
+Done = Callable[[Cost], None]
+Answer = tuple[Cost | str | Exception, dict[str, Any]]  # see _work
+Worker = Callable[["Shard"], Future[Answer]]
+Start = Callable[[], Worker]
 
 
 def make_shards(shards: Sequence[Shard], workers: int, engine: str, models: Models | Load | None, preset: Preset,
                 done: Done, tick: Tick) -> dict[str, Any]:
     """Make the shards; what the models are (id, revision, device, number type).
 
-    done is called with the cost of each shard when its files are written, tick with the rows that came along. Raises
-    UserError for an engine that is not there, and when all that can be done is done, if shards were given up.
+    done is called with the cost of each shard when its files are written, tick with the rows that came along.
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise UserError(f"WORKERS = {workers!r}: must be a whole number of at least 1")
@@ -58,15 +53,13 @@ def make_shards(shards: Sequence[Shard], workers: int, engine: str, models: Mode
     if engine == "local" and workers == 1:
         return _make_here(shards, load, done, tick, preset.shards_at_once)
     workers = min(workers, len(shards))
-    with _processes(workers) if engine == "local" else _ray_tasks(workers) as start:
-        return _make_by_workers(shards, workers, start, load, done, tick)
+    with (_processes if engine == "local" else _ray_tasks)(workers, load) as start:
+        return _make_by_workers(shards, workers, start, done, tick)
 
 
 def _load(preset: Preset) -> Models:
     """A preset's models; of several workers each takes the next graphics card."""
     import torch  # slow to import, and only needed where models are loaded
-
-    from lib.models import load_models
 
     number = multiprocessing.current_process().name.rpartition("-")[2]
     if torch.cuda.is_available() and number.isdecimal():
@@ -76,8 +69,6 @@ def _load(preset: Preset) -> Models:
 
 def _described(models: Models) -> dict[str, Any]:
     """What was loaded, by part; without details for models that keep no settings."""
-    from lib.models import describe
-
     return {part: describe(model) for part, model in vars(models).items() if model is not None}
 
 
@@ -119,14 +110,12 @@ def _make_here(shards: Sequence[Shard], load: Load, done: Done, tick: Tick, at_o
     return _described(models)
 
 
-def _make_by_workers(shards: Sequence[Shard], workers: int, start: Callable[[], Worker], load: Load, done: Done,
-                     tick: Tick) -> dict[str, Any]:
+def _make_by_workers(shards: Sequence[Shard], workers: int, start: Start, done: Done, tick: Tick) -> dict[str, Any]:
     """Make shards by workers that ``start`` starts: all at once, then what failed one by one."""
-    loaded: dict[str, Any] = {}
-    failed = dict.fromkeys(shards, "")
+    loaded, failed = dict[str, Any](), dict.fromkeys(shards, "")
     for attempt in range(1, TRIES + 1):
         waiting, failed = list(failed), {}
-        for shard, (outcome, facts) in _answers(waiting, workers if attempt == 1 else 1, start, load):
+        for shard, (outcome, facts) in _answers(waiting, workers if attempt == 1 else 1, start):
             loaded = facts or loaded
             if isinstance(outcome, Exception):
                 raise outcome
@@ -145,14 +134,13 @@ def _make_by_workers(shards: Sequence[Shard], workers: int, start: Callable[[], 
     return loaded
 
 
-def _answers(shards: list[Shard], width: int, start: Callable[[], Worker], load: Load
-             ) -> Iterator[tuple[Shard, Answer]]:
+def _answers(shards: list[Shard], width: int, start: Start) -> Iterator[tuple[Shard, Answer]]:
     """Each shard with its worker's answer, as they come; a killed worker is replaced."""
     idle, running = [start() for _ in shards[:width]], dict[Future[Answer], tuple[Worker, "Shard"]]()
     while shards or running:
         while shards and idle:
             worker, shard = idle.pop(), shards.pop(0)
-            running[worker(load, shard)] = worker, shard
+            running[worker(shard)] = worker, shard
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             worker, shard = running.pop(future)
             try:
@@ -163,9 +151,7 @@ def _answers(shards: list[Shard], width: int, start: Callable[[], Worker], load:
             yield shard, answer
 
 
-# in a worker
-
-_models: dict[str, Models] = {}  # of this process, by what loads them
+_models: dict[str, Models] = {}  # of this worker's process, by what loads them
 
 
 def _work(load: Load, shard: Shard) -> Answer:
@@ -185,17 +171,14 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-# workers of either engine
-
-
 @contextlib.contextmanager
-def _processes(workers: int) -> Iterator[Callable[[], Worker]]:
+def _processes(workers: int, load: Load) -> Iterator[Start]:
     """A function that starts a process of this machine; all end with this one, however it ends."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     settings = (1, multiprocessing.get_context(START), _begin, (max(1, cores // workers),))
     others = set(multiprocessing.active_children())
     try:
-        yield lambda: partial(ProcessPoolExecutor(*settings).submit, _work)
+        yield lambda: partial(ProcessPoolExecutor(*settings).submit, _work, load)
     finally:  # after an interrupt nobody waits for what they do: files are whole or absent
         for worker in set(multiprocessing.active_children()) - others:
             worker.terminate()
@@ -210,26 +193,25 @@ def _begin(threads: int) -> None:
 
 
 @contextlib.contextmanager
-def _ray_tasks(workers: int) -> Iterator[Callable[[], Worker]]:
+def _ray_tasks(workers: int, load: Load) -> Iterator[Start]:
     """A function that gives a worker of a Ray cluster, which is joined or started; all share what it has now."""
     if importlib.util.find_spec("ray") is None:
         raise UserError("ENGINE = 'ray' needs the package ray: .venv/bin/python -m pip install --no-deps -r "
                         "requirements-ray.lock, or use local")
     import ray
 
-    ours, settings = not ray.is_initialized(), {"log_to_driver": False, "job_config": ray.job_config.JobConfig(
-        _py_driver_sys_path=[str(ROOT)])}  # where its processes find the program
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        settings |= {"address": "local", "include_dashboard": False, "object_store_memory": 100 << 20}
+    ours = not ray.is_initialized()
     if ours:
-        ray.init(**settings)
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        settings = {} if os.environ.get("RAY_ADDRESS") else {
+            "address": "local", "include_dashboard": False, "object_store_memory": 100 << 20}
+        program = ray.job_config.JobConfig(_py_driver_sys_path=[str(ROOT)])  # where processes find it
+        ray.init(log_to_driver=False, job_config=program, **settings)
     cores, cards = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
-    work = ray.remote(_work).options(
-        max_retries=0, scheduling_strategy="SPREAD", num_cpus=max(1, cores // workers),
-        num_gpus=1 / math.ceil(workers / cards) if cards else 0)
+    work = ray.remote(_work).options(max_retries=0, scheduling_strategy="SPREAD", num_cpus=max(1, cores // workers),
+                                     num_gpus=1 / math.ceil(workers / cards) if cards else 0)
     try:
-        yield lambda: lambda *arguments: work.remote(*arguments).future()
+        yield lambda: lambda shard: work.remote(load, shard).future()
     finally:
         if ours:
             ray.shutdown()
