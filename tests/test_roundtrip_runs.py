@@ -298,9 +298,6 @@ def test_expected_results_are_met_or_the_deviation_is_named(monkeypatch, tmp_pat
     path.write_text(json.dumps(known))
     line = check.compare_expected(runs)
     assert "2 averages are NOT as expected (image picturebook-coco: similarity, all" in line
-    path.write_text(json.dumps({name[:-8] + "00000000": entry for name, entry in known.items()}))
-    line = check.compare_expected(runs)
-    assert "NOT" not in line and "2 not comparable" in line and "\n" not in line
 
 
 def test_a_run_of_the_real_models_repeats_and_does_not_depend_on_its_batch(monkeypatch):

@@ -35,10 +35,8 @@ AVERAGES = ["n_words", "logprob", "similarity", "similarity_second", "cider", "b
 
 
 def verify(run: Run, models: Models) -> pd.DataFrame:
-    """Make a sample of a finished run's sources again, as one batch in another order, and compare all their rows.
-
-    Returns one row a check: check, found (rows or sources that differ), allowed, holds.
-    """
+    """One row a check (check, found, allowed, holds), of what differs when a sample of a finished run's sources is made
+    again, as one batch in another order."""
     rng, items = np.random.default_rng(stable_seed("verify", run.name)), run.dataset.items
     chosen = [items[i] for i in rng.choice(len(items), min(SAMPLE, len(items)), replace=False)]
     batch = round_trip(run.task, chosen, models, run.preset, run.dataset.name, run.n_candidates, run.seed)
@@ -46,10 +44,8 @@ def verify(run: Run, models: Models) -> pd.DataFrame:
 
 
 def compare(run: Run, again: Batch) -> pd.DataFrame:
-    """Compare the rows of a batch made again with those of the run; see :func:`verify`.
-
-    Where a caption differs, the rest of its row is that of another candidate and is not compared.
-    """
+    """What :func:`verify` returns, of a batch made again. Where a caption differs, the rest of its row is that of another
+    candidate and is not compared."""
     both = again.rows.merge(run.rows(), on=["item", "candidate", "seed"], suffixes=("", "_kept"))
     said, shown = ("message", "reconstruction") if run.task == "image" else ("reconstruction", "message")
     best, kept = (ranked(both.assign(similarity=both[name]))["selected"] for name in ("similarity", "similarity_kept"))
@@ -91,22 +87,18 @@ def summary(rows: pd.DataFrame) -> dict:
 
 
 def write_expected(runs: Runs) -> Path:
-    """Take the averages of finished runs as the expected ones, in place of other runs of the same size."""
-    path, own = EXPECTED / f"{runs.preset.name}.json", {run.name: summary(run.rows()) for run in runs.runs.values()}
-    sizes = {_size(name) for name in own}
-    kept = {name: entry for name, entry in read_json(path).items() if _size(name) not in sizes}
-    lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted((kept | own).items()))
+    """Take the averages of finished runs as expected ones, beside those that the file has of other runs."""
+    path = EXPECTED / f"{runs.preset.name}.json"
+    known = read_json(path) | {run.name: summary(run.rows()) for run in runs.runs.values()}
+    lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(known.items()))
     write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return path
 
 
 def compare_expected(runs: Runs) -> str:
-    """How finished runs compare with the expected results, in one line; empty where nothing is expected of them.
-
-    Results of other weights, data or settings are said to be not comparable.
-    """
+    """How finished runs compare with the expected results, in one line; empty where nothing is expected of them."""
     path = EXPECTED / f"{runs.preset.name}.json"
-    known, names, wrong, equal = read_json(path), [run.name for run in runs.runs.values()], [], 0
+    known, wrong, equal = read_json(path), [], 0
     compared = [run for run in runs.runs.values() if run.name in known and run.finished]
     for run in compared:
         found = summary(run.rows())
@@ -115,13 +107,5 @@ def compare_expected(runs: Runs) -> str:
             now = found["averages"].get(name, [math.nan])[0]
             if not abs(now - value) <= tolerance:
                 wrong.append(f"{run.task} {run.dataset.name}: {name} {now:.6g} instead of {value:.6g}")
-    foreign = len({_size(name) for name in names if name not in known} & {_size(name) for name in known})
-    parts = [f"{len(wrong)} averages are NOT as expected ({'; '.join(wrong[:3])})" if wrong else "all as expected",
-             f"{equal} equal in every caption"] if compared else []
-    parts += [f"{foreign} not comparable (other weights, data or settings)"] if foreign else []
-    return f"{len(compared)} runs compared with {path.name}: {', '.join(parts)}" if parts else ""
-
-
-def _size(name: str) -> str:
-    """A run's name without its hash."""
-    return name.rpartition("--")[0]
+    verdict = f"{len(wrong)} averages are NOT as expected ({'; '.join(wrong[:3])})" if wrong else "all as expected"
+    return f"{len(compared)} runs compared with {path.name}: {verdict}, {equal} equal in every caption" if compared else ""

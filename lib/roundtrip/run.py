@@ -1,19 +1,9 @@
 """A run on disk: planned, executed shard by shard, resumed where it stopped, then ranked and scored.
 
-A run's folder is ``<preset>--<dataset>--<task>--n<N>k<K>s<seed>--<hash8>/``; the hash is over all that changes a row,
-so that runs never mix::
-
-    run.json                what was run, with what, from which commit; counts when finished
-    shards/00000.parquet    rows of one batch of sources as the models left them
-    baselines/00000.parquet greedy captions of the same sources
-    images/<item>/<k>.png   what the generator made
-    rows.parquet            all rows, ranked and scored: what notebooks read
-    baselines.parquet       the baselines, scored
-    cost.json               seconds by stage (differs from time to time)
-
-A shard is done when its file is there and whole, and every file appears only when it is whole. So a killed run goes on
-where it stopped and ends with the same tables byte for byte. In a store that fsspec reaches no lock is held: two
-commands on one run do the work twice and write the same bytes.
+A run's folder (see README.md) has a hash over all that changes a row in its name, so that runs never mix. A shard, the
+rows of one batch of sources, is done when its file is there, and every file appears only when it is whole. So a killed
+run goes on where it stopped and ends with the same tables byte for byte. In a store no lock is held: two commands on
+one run do the work twice and write the same bytes.
 """
 
 from __future__ import annotations
@@ -63,24 +53,23 @@ SCORED_TOGETHER = 5000  # captions: enough to share the start of Java, few enoug
 Place = Path | UPath
 
 _IDENTITY = ("run", "task", "dataset", "item", "domain")
-_MADE = (*_IDENTITY, "candidate", "seed", "message", "reconstruction", "source_text", "logprob", "n_words", "flagged",
-         "similarity", "similarity_euclidean", "similarity_second")
 _CLIP = ("clipscore", "ref_clipscore", "clip_score", "clip_score_second")
-SHARD_COLUMNS = (*_MADE, *_CLIP, "truncated")
-ROW_COLUMNS = (*_MADE, "rank", "selected", *CAPTION_SCORES, *_CLIP, *SEMANTIC_SCORES, "truncated")
-GREEDY_COLUMNS = (*_IDENTITY, "kind", "caption", "logprob", "n_words", *_CLIP[:2])
-BASELINE_COLUMNS = (*GREEDY_COLUMNS[:-2], *CAPTION_SCORES, *_CLIP[:2], *SEMANTIC_SCORES)
+ROW_COLUMNS = (*_IDENTITY, "candidate", "seed", "message", "reconstruction", "source_text", "logprob", "n_words",
+               "flagged", "similarity", "similarity_euclidean", "similarity_second", "rank", "selected",
+               *CAPTION_SCORES, *_CLIP, *SEMANTIC_SCORES, "truncated")
+BASELINE_COLUMNS = (*_IDENTITY, "kind", "caption", "logprob", "n_words", *CAPTION_SCORES, *_CLIP[:2], *SEMANTIC_SCORES)
 _KINDS = dict.fromkeys((*_IDENTITY, "message", "reconstruction", "source_text", "kind", "caption"), pa.string()) | (
     dict.fromkeys(("candidate", "n_words", "rank"), pa.int32()) | {"seed": pa.int64()}
     | dict.fromkeys(("flagged", "selected", "truncated"), pa.bool_()))
 
 
-def write_table(path: Place, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+def write_table(path: Place, frame: pd.DataFrame, columns: Sequence[str] = ()) -> None:
     """Write a Parquet file with checksums, whose bytes depend on nothing but the values; NaN becomes null."""
-    schema = pa.schema([(name, _KINDS.get(name, pa.float64())) for name in columns])
-    table = pa.Table.from_pandas(frame.reindex(columns=list(columns)), schema, preserve_index=False)
+    frame = frame.reindex(columns=list(columns or frame))
+    schema = pa.schema([(name, _KINDS.get(name, pa.float64())) for name in frame])
+    table = pa.Table.from_pandas(frame, schema, preserve_index=False).replace_schema_metadata(None)
     stream = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(None), stream, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
     write_atomic(path, stream.getvalue())
 
 
@@ -139,17 +128,13 @@ class Shard:
         with ThreadPoolExecutor(8) as pool:  # forcing files to disk side by side takes a fraction of the time
             list(pool.map(write_image, batch.images))
         if self.run.task == "image":
-            write_table(self.path("baselines"), batch.baselines.assign(run=self.run.name), GREEDY_COLUMNS)
-        write_table(self.path("shards"), batch.rows.assign(run=self.run.name), SHARD_COLUMNS)
+            write_table(self.path("baselines"), batch.baselines.assign(run=self.run.name))
+        write_table(self.path("shards"), batch.rows.assign(run=self.run.name))
         return batch.cost
 
     def done(self) -> bool:
-        """Whether its files are there and whole."""
-        try:
-            kinds = ("shards", "baselines") if self.run.task == "image" else ("shards",)
-            return all(len(read_table(self.path(kind))) for kind in kinds)
-        except (FileNotFoundError, UserError):
-            return False
+        """Whether its last file is there."""
+        return self.path("shards").is_file()
 
 
 @dataclass(frozen=True)
@@ -223,12 +208,9 @@ class Run:
 
     def execute(self, workers: int = 1, engine: str = "local", models: Models | Callable[[], Models] | None = None,
                 progress: bool = True, rescore: bool = False) -> Run:
-        """Run the models where rows are missing, then rank and score; the finished run.
-
-        engine, workers: see :mod:`lib.roundtrip.workers`. models: loaded ones, or a function that loads them (what
-        several workers need); None loads the preset's. A finished run is only scored again, without models: where a
-        metric was missing and is available now, and always with rescore. Raises UserError in one line.
-        """
+        """Run the models where rows are missing, then rank and score; the finished run. A finished one is only scored
+        again: where a metric was missing and is available now, and always with rescore. engine, workers: see
+        :mod:`lib.roundtrip.workers`. models: loaded ones, or a function that loads them, which several workers need."""
         run = self
         if None in self.weights.values() and not self.finished:  # known by their content once they are here
             fetch_models(self.preset)
@@ -279,7 +261,7 @@ class Run:
         with cost.stage("score"):
             rows = ranked(pd.concat([read_table(shard.path("shards")) for shard in shards], ignore_index=True))
             greedy = [read_table(shard.path("baselines")) for shard in shards if self.task == "image"]
-            greedy = pd.concat(greedy or [pd.DataFrame(columns=list(GREEDY_COLUMNS))], ignore_index=True)
+            greedy = pd.concat(greedy or [pd.DataFrame(columns=["item", "caption"])], ignore_index=True)
             said = rows["message" if self.task == "image" else "reconstruction"].where(~rows["flagged"])
             pairs = pd.concat([rows[["item"]].assign(caption=said), greedy[["item", "caption"]]], ignore_index=True)
             with _progress(f"scoring {self.name}", len(pairs), 0, progress):
@@ -322,8 +304,8 @@ class Run:
 def _progress(what: str, total: int, done: int, shown: bool) -> tqdm:
     """A progress bar that moves at least every ten seconds; outside a terminal it is a line each time."""
     lines = {"mininterval": math.inf, "bar_format": "{desc}: {n_fmt} of {total_fmt}, {elapsed} < {remaining}\n"}
-    bar = tqdm(total=total, initial=done, desc=what, unit="row", disable=not shown,
-               **{} if sys.stderr.isatty() else lines)
+    style = {} if sys.stderr.isatty() else lines
+    bar = tqdm(total=total, initial=done, desc=what, unit="row", disable=not shown, **style)
 
     def refresh() -> None:
         while not bar.disable:  # until it is closed

@@ -25,11 +25,8 @@ from lib.roundtrip.steps import TASKS, safe_part, source_text
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of one set of parameters, finished or not; see :func:`open_runs`.
-
-    runs: {(dataset, task): run}; skipped: {(dataset, task): why it cannot be run, in one line}; figures: the folder
-    that belongs to these parameters alone; loaded: {dataset: the whole split}.
-    """
+    """The runs of one set of parameters, finished or not: {(dataset, task): run}, and in one line why others are skipped.
+    figures: the folder that belongs to these parameters alone; loaded: {dataset: the whole split}."""
 
     preset: Preset
     runs: dict[tuple[str, str], Run]
@@ -58,10 +55,8 @@ class Runs:
         return load_models(self.preset)
 
     def execute(self, task: str, workers: int = 1, engine: str = "local", rescore: bool = False) -> list[Run]:
-        """Execute the task's runs on every dataset that can feed it, or go on with them; the finished runs.
-
-        One line says what each dataset holds, and one what is skipped and why. Arguments as of ``Run.execute``.
-        """
+        """Execute the task's runs on every dataset that can feed it, or go on with them; the finished runs. One line
+        says what each dataset holds, and one what is skipped and why. Arguments as of ``Run.execute``."""
         for note in [*self.notes, *(f"skipped: {reason}" for (_, one), reason in self.skipped.items() if one == task)]:
             print(note, file=sys.stderr, flush=True)
         models = (lambda: self.models) if workers == 1 and engine == "local" else None  # several workers load their own
@@ -78,11 +73,9 @@ class Runs:
         return list(dict.fromkeys(word for text in texts for word in unknown_words(self.models.generator, text)))
 
     def rows(self, task: str | None = None) -> pd.DataFrame:
-        """The rows of all datasets (of one task or both), by dataset, item and candidate.
-
-        A source with a flagged image is left out whole, so that all comparisons keep the same sources; ``attrs`` has
-        their number as flagged_sources. Empty, but with all columns, where the task was skipped.
-        """
+        """The rows of all datasets (of one task or both), by dataset, item and candidate. A source with a flagged image
+        is left out whole, so that all comparisons keep the same sources; ``attrs`` has their number as flagged_sources.
+        Empty, but with all columns, where the task was skipped."""
         return self._table(task, Run.rows, ROW_COLUMNS)
 
     def baselines(self) -> pd.DataFrame:
@@ -102,7 +95,7 @@ class Runs:
         return table
 
     def dataset(self, name: str) -> Dataset:
-        """A dataset's whole split, whose references document frequencies are counted over."""
+        """A dataset's whole split, over which document frequencies are counted."""
         return self.loaded[name]
 
     def item(self, dataset: str, item: str) -> Item:
@@ -125,11 +118,9 @@ class Runs:
 
 def open_runs(preset: str = "mini", dataset: str | Sequence[str] = "all", n_sources: int = 0, n_candidates: int = 0,
               seed: int = 0) -> Runs:
-    """The runs that a notebook's parameters stand for; reads data, loads no model.
-
-    dataset: "all", a name, several with commas, or a list; 0 stands for the preset's own number. A task that a dataset
-    or the encoder cannot feed is skipped. Raises UserError for a bad parameter, or if nothing at all can be run.
-    """
+    """The runs that a notebook's parameters stand for; reads data, loads no model. dataset: "all", a name, several with
+    commas, or a list; 0 stands for the preset's own number. A task that a dataset or the encoder cannot feed is skipped.
+    Raises UserError for a bad parameter, or if nothing at all can be run."""
     chosen = load_preset(preset)
     for name, value in (("N_SOURCES", n_sources), ("N_CANDIDATES", n_candidates), ("SEED", seed)):
         if isinstance(value, bool) or not isinstance(value, int) or (value < 0 and name != "SEED"):
@@ -150,9 +141,9 @@ def open_runs(preset: str = "mini", dataset: str | Sequence[str] = "all", n_sour
                 runs[label, task] = plan_run(chosen, usable.subset(n, size[1]), task, *size, weights=weights)
     if not runs:
         raise UserError(f"nothing can be run: {'; '.join(skipped.values())}")
-    figures = folder_setting("COMPENDIUM_FIGURES", ROOT / "figures") / "--".join((
-        _preset_part(chosen), _data_part(chosen, names, list(loaded), runs.values()), f"n{n}k{size[0]}s{size[1]}"))
-    return Runs(chosen, runs, skipped, figures, *size, loaded)
+    figures = folder_setting("COMPENDIUM_FIGURES", ROOT / "figures")
+    name = _figure_folder(chosen, names, loaded, runs.values(), f"n{n}k{size[0]}s{size[1]}")
+    return Runs(chosen, runs, skipped, figures / name, *size, loaded)
 
 
 def _names(dataset: str | Sequence[str], preset: Preset) -> list[str]:
@@ -172,18 +163,12 @@ def _unread(preset: Preset, task: str) -> str | None:
     return f"preset {preset.name}: its encoder reads no {kind}, which {task} reconstruction compares"
 
 
-def _preset_part(preset: Preset) -> str:
-    """A preset's part of the name of a figure folder; a file of the user's has a hash of its content."""
-    given = (PRESETS / f"{preset.name}.toml").is_file() and load_preset(preset.name) == preset
-    return safe_part(preset.name) + ("" if given else _short_hash(preset.model_dump_json()))
-
-
-def _data_part(preset: Preset, names: list[str], labels: list[str], runs: Iterable[Run]) -> str:
-    """The datasets' part; other data than the picture book may change and has a hash of its content."""
-    part = "all" if names == _names("all", preset) else re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(labels))[:60]
-    own = not all(name.startswith("picturebook") for name in names)
-    return part + (_short_hash(*(run.dataset.fingerprint for run in runs)) if own else "")
-
-
-def _short_hash(*texts: str) -> str:
-    return f"-{hashlib.sha256(' '.join(texts).encode()).hexdigest()[:6]}"
+def _figure_folder(preset: Preset, names: list[str], labels: Iterable[str], runs: Iterable[Run], size: str) -> str:
+    """The name of the figure folder; what may change, a preset or data of the user's, has a hash of its content there."""
+    own = not ((PRESETS / f"{preset.name}.toml").is_file() and load_preset(preset.name) == preset)
+    content = [preset.model_dump_json()] if own else []
+    if not all(name.startswith("picturebook") for name in names):
+        content += [run.dataset.fingerprint for run in runs]
+    data = "all" if names == _names("all", preset) else re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(labels))[:60]
+    mark = f"--{hashlib.sha256(' '.join(content).encode()).hexdigest()[:8]}" if content else ""
+    return f"{safe_part(preset.name)}--{data}--{size}{mark}"

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from functools import partial
@@ -41,10 +42,8 @@ Start = Callable[[], Worker]
 
 def make_shards(shards: Sequence[Shard], workers: int, engine: str, models: Models | Load | None, preset: Preset,
                 done: Done, tick: Tick) -> dict[str, Any]:
-    """Make the shards; what the models are (id, revision, device, number type).
-
-    done is called with the cost of each shard when its files are written, tick with the rows that came along.
-    """
+    """Make the shards; what the models are (id, revision, device, number type). done is called with the cost of each
+    shard when its files are written, tick with the rows that came along."""
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise UserError(f"WORKERS = {workers!r}: must be a whole number of at least 1")
     if engine not in ("local", "ray"):
@@ -111,20 +110,31 @@ def _make_here(shards: Sequence[Shard], load: Load, done: Done, tick: Tick, at_o
 
 
 def _make_by_workers(shards: Sequence[Shard], workers: int, start: Start, done: Done, tick: Tick) -> dict[str, Any]:
-    """Make shards by workers that ``start`` starts: all at once, then what failed one by one."""
-    loaded, failed = dict[str, Any](), dict.fromkeys(shards, "")
-    for attempt in range(1, TRIES + 1):
-        waiting, failed = list(failed), {}
-        for shard, (outcome, facts) in _answers(waiting, workers if attempt == 1 else 1, start):
+    """Make shards by workers that ``start`` starts, and again, one by one, what failed."""
+    waiting, idle, running = list(shards), [start() for _ in range(workers)], {}
+    tries, failed, loaded = Counter(), {}, {}
+    while waiting or running:
+        while waiting and idle and not (running and tries[waiting[0]]):
+            worker, shard = idle.pop(), waiting.pop(0)
+            running[worker(shard)] = worker, shard
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            worker, shard = running.pop(future)
+            try:
+                outcome, facts = future.result()
+            except Exception as error:  # each engine has its own for a process that is gone
+                worker, outcome, facts = start(), f"its worker was killed ({_one_line(error)})", {}
+            idle.append(worker)
             loaded = facts or loaded
             if isinstance(outcome, Exception):
                 raise outcome
-            if isinstance(outcome, str):
-                failed[shard] = outcome
-                print(f"try {attempt} of {TRIES} failed: {shard}: {outcome}", file=sys.stderr, flush=True)
-            else:
+            if isinstance(outcome, Cost):
+                failed.pop(shard, None)
                 done(outcome)
                 tick(len(shard.run.dataset) * shard.run.n_candidates)
+                continue
+            failed[shard], tries[shard] = outcome, tries[shard] + 1
+            waiting += [shard] if tries[shard] < TRIES else []
+            print(f"try {tries[shard]} of {TRIES} failed: {shard}: {outcome}", file=sys.stderr, flush=True)
             if not loaded and len(failed) > workers:
                 raise UserError(f"no worker could make anything ({outcome}): out of memory? Use fewer workers")
     if failed:
@@ -132,23 +142,6 @@ def _make_by_workers(shards: Sequence[Shard], workers: int, start: Start, done: 
         raise UserError(f"{len(failed)} of {len(shards)} shards could not be made, all others are kept. First {shard}: "
                         f"{failed[shard]}")
     return loaded
-
-
-def _answers(shards: list[Shard], width: int, start: Start) -> Iterator[tuple[Shard, Answer]]:
-    """Each shard with its worker's answer, as they come; a killed worker is replaced."""
-    idle, running = [start() for _ in shards[:width]], dict[Future[Answer], tuple[Worker, "Shard"]]()
-    while shards or running:
-        while shards and idle:
-            worker, shard = idle.pop(), shards.pop(0)
-            running[worker(shard)] = worker, shard
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            worker, shard = running.pop(future)
-            try:
-                answer = future.result()
-            except Exception as error:  # each engine has its own for a process that is gone
-                worker, answer = start(), (f"its worker was killed ({_one_line(error)})", {})
-            idle.append(worker)
-            yield shard, answer
 
 
 _models: dict[str, Models] = {}  # of this worker's process, by what loads them
