@@ -29,7 +29,7 @@ from tests.standins import contents, paint, preset, stand_ins
 
 N, K = 14, 3
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["tests.mortal", "lib.metrics"])
+FORK.set_forkserver_preload(["tests.mortal", "lib.metrics", "torch"])
 
 
 @pytest.fixture(scope="module")
