@@ -13,8 +13,7 @@ NAMES = (*NAMED, "folder:PATH", "texts:FILE")
 def load_dataset(name: str) -> Dataset:
     """Return the dataset of that name, one of NAMES; UserError for another name, absent or malformed files."""
     kind, _, place = name.partition(":")
-    if name in NAMED:
-        return load_named(name)
-    if kind not in ("folder", "texts") or not place.strip():
+    load = {"folder": load_folder, "texts": load_texts}.get(kind)
+    if name not in NAMED and not (load and place.strip()):
         raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(NAMES)}")
-    return load_folder(place) if kind == "folder" else load_texts(place)
+    return load_named(name) if name in NAMED else load(place)

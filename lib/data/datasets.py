@@ -1,8 +1,5 @@
-"""A dataset: sources with their references.
-
-A subset is drawn by hashing the ids of all *listed* images: a larger one contains a smaller one, no order of files and
-no fetching changes a draw, and a drawn image that is absent is counted as missing, not replaced.
-"""
+"""A dataset: sources with their references. A subset is drawn by hashing the ids of all *listed* images: a larger one
+contains a smaller one, no order of files and no fetching changes it, and a drawn image that is absent is counted."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ Fetched are the annotation file and the single images that a run draws, never th
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import tomllib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +20,7 @@ from requests.adapters import HTTPAdapter
 from tqdm.contrib.concurrent import thread_map
 from urllib3.util import Retry
 
-from lib.base import ROOT, UserError, folder_setting, stable_seed, write_atomic
+from lib.base import ROOT, UserError, folder_setting, write_atomic
 from lib.data.captions import Entry, read_coco, read_text, validated
 from lib.data.datasets import Dataset, Item, build, draw, examples
 from lib.data.images import decode_image
@@ -40,25 +40,18 @@ def place(name: str) -> tuple[Path, Path, Path]:
     return root, annotation, images
 
 
-def split_ids(name: str) -> frozenset[str]:
-    """Return the ids that a dataset is restricted to; empty if it has all images of its annotation file. For ``coco``
-    those of Karpathy's test images (Karpathy and Li, 2015) with the smallest hashes: see data/README.md."""
-    if "split" not in NAMED[name]:
-        return frozenset()
-    lines = (ROOT / NAMED[name]["split"]).read_text(encoding="utf-8").splitlines()
-    ids = [key for line in lines if not line.startswith("#") for key in line.split()]
-    ids.sort(key=lambda key: (stable_seed(0, "coco-karpathy", key), key))
-    return frozenset(ids[:NAMED[name]["split_size"]])
-
-
 def listed(name: str) -> list[Entry]:
     """Return the images that a dataset lists, there or not; UserError if its annotation file is absent or wrong."""
-    annotation, split = place(name)[1], split_ids(name)
+    table, annotation = NAMED[name], place(name)[1]
     if not annotation.is_file():
-        raise UserError(f"dataset {name}: {annotation} is absent: {_remedy(name)}")
-    entries = [entry for entry in read_coco(annotation) if not split or entry.id in split]
+        raise UserError(f"dataset {name}: {annotation} is absent: {table['remedy']}")
+    entries = read_coco(annotation)
+    if "split" in table:
+        lines = (ROOT / table["split"]).read_text(encoding="utf-8")
+        ids = set(re.sub("(?m)^#.*$", "", lines).split())
+        entries = [entry for entry in entries if entry.id in ids]
     if not entries:
-        raise UserError(f"{annotation}: none of the ids in {NAMED[name]['split']} is in it: wrong file?")
+        raise UserError(f"{annotation}: none of the ids in {table['split']} is in it: wrong file?")
     return entries
 
 
@@ -73,16 +66,14 @@ def load_named(name: str) -> Dataset:
              for entry in entries if none or entry.id not in absent]
     more = f"; listed images that are not in {folder}: {len(absent):,} ({examples(absent.values())})" if absent else ""
     captions = {entry.id: entry.captions for entry in entries}
-    return build(name, name, captions, items, more, absent=absent, remedy=_remedy(name))
+    return build(name, name, captions, items, more, absent=absent, remedy=NAMED[name]["remedy"])
 
 
 def missing_files(names: Sequence[str], n: int, seed: int) -> list[tuple[str, int]]:
     """Return what the datasets lack for n sources each: (what, bytes, estimated), empty if nothing."""
     missing = []
-    for name in names:
-        source = NAMED.get(name, {})
-        if "url" not in source:
-            continue
+    for name in (name for name in names if "url" in NAMED.get(name, {})):
+        source = NAMED[name]
         if place(name)[1].is_file():
             wanted = len(_missing_images(name, n, seed))
         else:
@@ -104,12 +95,6 @@ def fetch(names: Sequence[str], n: int, seed: int) -> None:
         if not place(name)[1].is_file():
             _fetch_annotation(name)
         _fetch_images(name, _missing_images(name, n, seed))
-
-
-def _remedy(name: str) -> str:
-    """How absent files of a dataset come here."""
-    return NAMED[name].get("remedy", f"fetch them with ./run_all.sh --fetch --preset paper --dataset {name}, or set "
-                                     f"{NAMED[name].get('variable')} to a folder that has the official files")
 
 
 def _missing_images(name: str, n: int, seed: int) -> list[Entry]:
@@ -141,31 +126,26 @@ def _fetch_annotation(name: str) -> None:
 
 def _fetch_images(name: str, wanted: list[Entry]) -> None:
     """Fetch images, several at once; print what no server has, or what keeps the rest from coming."""
+    def fetch_one(entry: Entry) -> str | None:  # why none of its URLs has it; OSError if a server cannot be reached
+        reasons = []
+        for url in NAMED[name]["image_urls"]:
+            url = url.format(file=quote(entry.file_name), stem=quote(Path(entry.file_name).stem))
+            try:
+                answer = session.get(url, timeout=60)
+                answer.raise_for_status()
+                decode_image(answer.content, url)  # a portal or proxy may answer with a page of its own
+                return write_atomic(place(name)[2] / entry.file_name, answer.content)
+            except (UserError, requests.HTTPError) as error:
+                reasons.append(f"{entry.file_name} ({error})")
+        return reasons[0]
+
     with requests.Session() as session:
         session.adapters = dict.fromkeys(session.adapters, HTTPAdapter(pool_maxsize=16, max_retries=RETRY))
         session.headers.update(AGENT)
         try:
-            gone = list(filter(None, thread_map(partial(_fetch_image, name, session), wanted, max_workers=16,
-                                                desc=f"images of {name}", mininterval=5)))
+            found = thread_map(fetch_one, wanted, max_workers=16, desc=f"images of {name}", mininterval=5)
         except OSError as error:  # of requests and of the disk
             print(f"{name}: not all images are fetched ({error}): check connection and disk and run again")
             return
-    if gone:
+    if gone := list(filter(None, found)):
         print(f"{name}: {len(gone)} of {len(wanted):,} images are at none of their URLs: {examples(gone)}")
-
-
-def _fetch_image(name: str, session: requests.Session, entry: Entry) -> str | None:
-    """Fetch one image from the first URL that has it; return why none has it, None if it is there. OSError if a server
-    cannot be reached."""
-    reason = ""
-    for url in NAMED[name]["image_urls"]:
-        url = url.format(file=quote(entry.file_name), stem=quote(Path(entry.file_name).stem))
-        try:
-            answer = session.get(url, timeout=60)
-            answer.raise_for_status()
-            decode_image(answer.content, url)  # a portal or proxy may answer with a page of its own
-            write_atomic(place(name)[2] / entry.file_name, answer.content)
-            return None
-        except (UserError, requests.HTTPError) as error:
-            reason = reason or str(error)
-    return f"{entry.file_name} ({reason})"

@@ -1,9 +1,6 @@
-"""A folder of images or a text file of yours.
-
-``folder:PATH``: images there and in its subfolders, linked ones too; ids are their paths within it. Captions come
-from one file a folder (``lib.data.captions.CAPTION_FILES``) and from a ``.txt`` of the image's name, one a line.
-``texts:FILE``: one prompt a line, for text reconstruction; ids are line numbers.
-"""
+"""A folder of images or a text file of yours. ``folder:PATH``: images there and in its subfolders, linked ones too; ids are
+their paths within it. Captions come from one file a folder (CAPTION_FILES) and from a ``.txt`` of the image's name, one a
+line. ``texts:FILE``: one prompt a line, for text reconstruction; ids are line numbers."""
 
 from __future__ import annotations
 
@@ -22,9 +19,12 @@ NO_IMAGE = "not read as image: convert to JPEG or PNG"
 REASONS = {".txt": "no one image has its name"} | dict.fromkeys((".json", ".jsonl", ".csv"), "not named captions")
 
 
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
 def load_folder(place: str) -> Dataset:
-    """Return the images of a folder with their captions (without any image the captions alone); its note says what was
-    matched and what passed over."""
+    """Return the images of a folder with captions, or the captions alone; its note says what matched and was passed over."""
     folder = _given(place)
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: give the folder of images, or texts:FILE for a file of prompts")
@@ -76,30 +76,24 @@ def _given(place: str) -> Path:
     return path
 
 
-def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
-
-
 def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
     """Names of the files below a folder, sorted, and why others are passed over; each real folder is read once."""
-    names, passed, seen = [], Counter(), {folder.resolve()}
-    for here, folders, files in os.walk(folder, followlinks=True,
-                                        onerror=lambda _: passed.update(["folder that cannot be read"])):
-        inside = [Path(here, name) for name in sorted(folders) if name[0] != "."]
-        folders.clear()
-        for path in sorted(inside, key=Path.is_symlink):  # real folders first
-            if path.resolve() in seen:
+    names, passed, seen, starts = [], Counter(), set(), [folder]
+    for start in starts:  # it grows by the linked folders: they come after the real ones
+        for here, folders, files in os.walk(start, onerror=lambda _: passed.update(["folder that cannot be read"])):
+            folders[:] = sorted(name for name in folders if name[0] != ".")
+            if os.path.realpath(here) in seen:
                 passed["linked folder that was read already"] += 1
-            else:
-                seen.add(path.resolve())
-                folders.append(path.name)
-        for path in (Path(here, name) for name in files):
-            if path.name[0] == ".":
-                passed["hidden image"] += _suffix(path.name) in EXTENSIONS
-            elif not path.is_file():
-                passed["broken link"] += 1
-            else:
-                names.append(path.relative_to(folder).as_posix())
+                folders[:] = files[:] = []
+            seen.add(os.path.realpath(here))
+            starts += [path for path in (Path(here, name) for name in folders) if path.is_symlink()]
+            for path in (Path(here, name) for name in files):
+                if path.name[0] == ".":
+                    passed["hidden image"] += _suffix(path.name) in EXTENSIONS
+                elif not path.is_file():
+                    passed["broken link"] += 1
+                else:
+                    names.append(path.relative_to(folder).as_posix())
     return sorted(names), +passed
 
 

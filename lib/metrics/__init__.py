@@ -14,12 +14,10 @@ CLIPScore, RefCLIPScore Hessel et al., 2021, from embeddings; the prompt "A phot
 semantic accuracy       picture book only: what a caption says, judged by the true scene
 ======================  ====================================================================================
 
-Scales: CIDEr and CIDEr-D lie in [0, 10], the other caption scores in [0, 1]; papers print all of them times 100.
-All caption scores see the tokens of the Stanford PTB tokenizer, as the COCO evaluation does. Missing is null with a
-reason, never 0.
-
-Document frequencies of CIDEr come from all images of ``References.build``: for rows the full evaluation split, for
-the command those images that are scored, as in the COCO evaluation (``--document-frequencies file``: the whole file).
+Scales: CIDEr and CIDEr-D lie in [0, 10], the other caption scores in [0, 1]; papers print all of them times 100. All
+caption scores see the tokens of the Stanford PTB tokenizer, as the COCO evaluation does. Missing is null with a reason,
+never 0. Document frequencies of CIDEr come from all images of ``References.build``: for rows the full evaluation split,
+for the command those images that are scored, as in the COCO evaluation, or (an option) the whole file.
 """
 
 from lib.metrics.bleu import COUNTS, bleu_from_counts

@@ -8,8 +8,7 @@ import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
 ORDERS = 4
-COUNTS = (*(f"bleu_match{n}" for n in range(1, 5)), *(f"bleu_guess{n}" for n in range(1, 5)), "bleu_length",
-          "bleu_closest")
+COUNTS = (*(f"bleu_{kind}{n}" for kind in ("match", "guess") for n in range(1, 5)), "bleu_length", "bleu_closest")
 #: The library's two guards against division by zero, kept so that values are equal to its own.
 _TINY, _SMALL = 1e-15, 1e-9
 
@@ -30,11 +29,9 @@ def counts(pairs: Sequence[tuple[str, Sequence[str]]]) -> np.ndarray:
 
 
 def bleu_from_counts(counts: object) -> np.ndarray:
-    """Return BLEU-1 to BLEU-4 in [0, 1], float64 (..., 4), from counts (..., 10) as ``bleu_counts`` gives them.
-
-    One row gives a sentence score and a sum of rows a corpus score, which is not the mean of sentence scores. Takes
-    arrays, a Series or a DataFrame; leading axes may be resamples.
-    """
+    """Return BLEU-1 to BLEU-4 in [0, 1], float64 (..., 4), from counts (..., 10) as ``bleu_counts`` gives them, in an array
+    (leading axes may be resamples), a Series or a DataFrame: of one row a sentence score, of a sum of rows a corpus score,
+    which is not the mean of sentence scores."""
     counts = np.asarray(counts, dtype=np.float64)
     matches, guesses = counts[..., :ORDERS], counts[..., ORDERS : 2 * ORDERS]
     length, closest = counts[..., -2], counts[..., -1]

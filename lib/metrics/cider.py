@@ -15,10 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-ORDERS = 4
-SIGMA = 6.0
-SCALE = 10.0
-
+ORDERS, SIGMA, SCALE = 4, 6.0, 10.0
 Gram = tuple[str, ...]
 
 

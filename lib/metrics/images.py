@@ -24,10 +24,8 @@ def clipscore(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
 
 def ref_clipscore(images: np.ndarray, texts: np.ndarray, references: Sequence[np.ndarray]) -> np.ndarray:
-    """Return RefCLIPScore in [0, 10/7], float64 (N,): harmonic mean of CLIPScore and the best cosine with a reference.
-
-    ``references`` holds N arrays (R_i, d). NaN for a row without references, 0 where either part is 0.
-    """
+    """Return RefCLIPScore in [0, 10/7], float64 (N,): harmonic mean of CLIPScore and the best cosine with a reference, of N
+    arrays (R_i, d). NaN for a row without references, 0 where either part is 0."""
     own = clipscore(images, texts)
     pairs = zip(texts, references, strict=True)
     best = np.array([max(cosine(text, group).max(), 0.0) if len(group) else np.nan for text, group in pairs])
@@ -36,10 +34,8 @@ def ref_clipscore(images: np.ndarray, texts: np.ndarray, references: Sequence[np
 
 
 def score_semantics(captions: Sequence[str], scenes: Sequence[Mapping | None]) -> pd.DataFrame:
-    """Return N rows of ``SEMANTIC_SCORES`` in [0, 1]: precision, recall and F1 by kind of fact, and F1 of all facts.
-
-    ``scenes`` are dicts as ``scenes.json`` holds them. NaN where the scene is None or a part does not apply.
-    """
+    """Return N rows of ``SEMANTIC_SCORES`` in [0, 1]: precision, recall and F1 by kind of fact, and F1 of all facts. Scenes
+    are as in ``scenes.json``; NaN where there is none or a part does not apply."""
     from lib.picturebook.scenes import Scene  # only the picture book needs these two
     from lib.picturebook.semantics import judge
 

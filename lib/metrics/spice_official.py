@@ -1,8 +1,6 @@
-"""SPICE by its authors' scorer (``spice-1.0.jar`` of ``pycocoevalcap``), also on Java 17 and later.
-
-Packages of the Java library are opened to the scorer's cache; a JavaScript engine, which left Java with version 15, is
-put on its class path; Stanford CoreNLP 3.6.0, its parser, is fetched by ``python -m lib.metrics fetch-spice``.
-"""
+"""SPICE by its authors' scorer (``spice-1.0.jar`` of ``pycocoevalcap``), also on Java 17 and later: packages of the Java
+library are opened to its cache; a JavaScript engine, which left Java with version 15, is put on its class path; Stanford
+CoreNLP 3.6.0, its parser, is fetched by ``python -m lib.metrics fetch-spice``."""
 
 from __future__ import annotations
 
@@ -43,10 +41,8 @@ def missing() -> str | None:
 
 
 def scores(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
-    """Return the scorer's F in [0, 1] of each (caption, references) of PTB tokens, one process for all.
-
-    Parses are kept beside the jars. Raises Missing if the scorer fails or leaves no readable output.
-    """
+    """Return the scorer's F in [0, 1] of each (caption, references) of PTB tokens, one process for all; Missing if it
+    fails or leaves no readable output. Parses are kept beside the jars."""
     (FOLDER / "cache").mkdir(parents=True, exist_ok=True)
     library = JARS / "spice"
     jars = [library / "spice-1.0.jar", *(library / "lib").glob("*.jar"), *(FOLDER / jar for jar in CORENLP), _engine()]
