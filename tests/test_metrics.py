@@ -6,7 +6,7 @@ import json
 import math
 import os
 import signal
-import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -171,25 +171,15 @@ def test_scores_do_not_depend_on_order_neighbours_or_duplicates(references: Refe
     assert alone.loc[0].tolist() == pytest.approx(table.loc[2, FAST].tolist(), abs=1e-12)
 
 
-def test_a_column_of_a_filtered_table_keeps_its_index(references: References, table: pd.DataFrame) -> None:
-    rows = pd.DataFrame({"item": IDS, "message": CAPTIONS})[10:13]
-    found = score_captions(rows["item"], rows["message"], references, ["rouge_l"])
-    pd.testing.assert_frame_equal(found, table.loc[10:12, ["rouge_l"]])
-    assert bleu_counts(rows["item"], rows["message"], references).index.tolist() == [10, 11, 12]
-
-
-def test_metrics_by_name(words: None) -> None:
+def test_metrics_by_name_and_rows_by_index(words: None) -> None:
     references = References.build({"1": ["a cat"], "2": ["a dog"]})
+    column = pd.Series(["a dog", "a cat"], index=[7, 5])
+    assert score_captions(["1", "1"], column, references, ["rouge_l"])["rouge_l"].to_dict() == {7: 0.5, 5: 1.0}
+    assert bleu_counts(["1", "1"], column, references).index.tolist() == [7, 5]
     found = score_captions(["1"], ["a cat"], references, ["rouge_l", "bleu", "cider"])
     assert list(found) == ["bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l"]
     with pytest.raises(UserError, match="unknown ciderr; choose from bleu, bleu1"):
         score_captions(["1"], ["a cat"], references, ["ciderr"])
-
-
-def test_one_image_has_no_document_frequencies(words: None) -> None:
-    lonely = score_captions(["mine"], ["a cat"], References.build({"mine": ["a cat"]}), ["bleu1", "cider"])
-    assert lonely["bleu1"].notna().all() and lonely["cider"].isna().all()
-    assert "at least two images" in lonely.attrs["missing"]["cider"]
 
 
 ODD = {
@@ -229,16 +219,22 @@ def test_nothing_to_score(references: References) -> None:
     assert table.shape == (0, len(CAPTION_SCORES)) and all(map(math.isnan, values.values()))
     with pytest.raises(UserError, match="references of 'owl': expected a list"):
         References.build({"owl": "a bird"})
+    lonely = score_captions(["owl"], ["a bird"], References.build({"owl": ["a bird"]}), ["bleu1", "cider"])
+    assert lonely["bleu1"].notna().all() and "at least two images" in lonely.attrs["missing"]["cider"]
 
 
 # --- Java and METEOR ---------------------------------------------------------------------------
 
 
-def stand_in(folder: Path, meteor: str) -> None:
-    """A program named java that does this where METEOR is asked for, and else what the real one does."""
-    script = folder / "java"
-    script.write_text(f'#!/bin/sh\ncase "$*" in\n*meteor-1.5.jar*) {meteor} ;;\n*) exec {find_java()} "$@" ;;\nesac\n')
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+@pytest.fixture
+def java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes a program of this script the system's Java."""
+    def make(script: str) -> None:
+        (tmp_path / "java").write_text(f"#!/bin/sh\n[ $1 = -version ] && echo 'version \"17\"' && exit 0\n{script}\n")
+        (tmp_path / "java").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    return make
 
 
 ANSWERS = '{deadly}) exit 1 ;; EVAL*) echo 0.5; echo 0.5 ;; *) echo 7 ;;'
@@ -247,10 +243,9 @@ ANSWERING = f'while read -r line; do case "$line" in {ANSWERS} esac; done'
 
 @pytest.mark.parametrize(("deadly", "scored"), [("*'||| monster'", 2), ("*", 0)])
 def test_a_caption_that_meteor_cannot_take_costs_only_its_own_score(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deadly: str, scored: int
+    words: None, java: Callable, monkeypatch: pytest.MonkeyPatch, deadly: str, scored: int
 ) -> None:
-    stand_in(tmp_path, ANSWERING.format(deadly=deadly))
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    java(ANSWERING.format(deadly=deadly))
     monkeypatch.setattr("lib.metrics.java._shared", {})
     references = References.build({"1": ["a cat"], "2": ["a dog"]})
     found = score_captions(["1", "1", "2"], ["a cat", "monster", "a dog"], references, ["meteor", "bleu1"])
@@ -258,14 +253,14 @@ def test_a_caption_that_meteor_cannot_take_costs_only_its_own_score(
     assert found["bleu1"].notna().all() and found["meteor"].notna().sum() == scored
     if scored:
         assert found["meteor"].isna().tolist() == [False, True, False] and not found.attrs["missing"]
-        assert found.attrs["unscored"] == {
-            1: "image 1: no METEOR for a caption of 1 words (METEOR ended with status 1)"
-        }
+        assert found.attrs["unscored"] == {1: "image 1: no METEOR for a caption of 1 words (METEOR ended with status 1)"}
     else:
         assert "ended with status 1" in found.attrs["missing"]["meteor"]
 
 
-def test_a_sentence_that_is_too_deep_for_the_rules_costs_only_its_own_score(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sentence_that_is_too_deep_for_the_rules_costs_only_its_own_score(
+    words: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fragile(rules: Rules) -> Graph:
         if "monster" in rules.doc.text:
             raise RecursionError
@@ -279,10 +274,9 @@ def test_a_sentence_that_is_too_deep_for_the_rules_costs_only_its_own_score(monk
     assert "image 1: no SPICE (spaCy) for a caption of 2 words" in found.attrs["unscored"][1]
 
 
-def test_an_interrupted_meteor_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_meteor_is_not_asked_again(java: Callable) -> None:
     # it reads the question, then interrupts who has asked, and never answers
-    stand_in(tmp_path, f"read question; kill -INT {os.getpid()}; exec sleep 600")
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    java(f"read question; kill -INT {os.getpid()}; exec sleep 600")
     meteor = Meteor()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -309,14 +303,8 @@ def test_without_a_java_one_line_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     assert all("no Java" in reason for reason in metrics.available().values())
 
 
-@pytest.mark.parametrize("death", ["head -c 10; kill -9 $$", "head -n 1"])
-def test_a_tokenizer_that_loses_captions_is_one_clear_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
-) -> None:
-    script = tmp_path / "java"
-    script.write_text(f'#!/bin/sh\n[ "$1" = -version ] && echo \'version "17"\' && exit 0\n{death}\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+def test_a_tokenizer_that_loses_captions_is_one_clear_error(java: Callable) -> None:
+    java("head -n 1")
     with pytest.raises(UserError, match="captions cannot be tokenised: .* of 2 captions"):
         tokenize(["a cat", "a dog"])
 

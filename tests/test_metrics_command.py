@@ -129,7 +129,7 @@ def test_what_is_left_out_is_told_and_spoils_no_other(tmp_path: Path, capsys: py
     ({"1": "a cat", "01": "a dog"}, REFERENCES, (), "image ids '1' and '01' are the same number"),
     ("1,a cat\n2,a dog", REFERENCES, (), "candidates.csv line 1 needs a column file_name (or image_id)"),
     ("image_id,caption\n1,a cat\n2,a dog, running", REFERENCES, (), "candidates.csv line 3 has 3 fields"),
-    ('image_id,caption\n1,"a cat\n2,a dog\n', REFERENCES, (), "candidates.csv line 2: a quote is not closed"),
+    ('image_id,caption\n1,"a cat\n2,a dog\n', REFERENCES, (), "candidates.csv line 2: a quote is not closed on it"),
     (CANDIDATES, REFERENCES, ("--metrics", "cidre"), "unknown cidre; choose from bleu, bleu1"),
     (CANDIDATES, REFERENCES, ("--metrics", ","), "none is named; choose from bleu"),
     (CANDIDATES, REFERENCES, ("--metrics", "bleu", "--out", "/nowhere/x.csv"), "/nowhere"),

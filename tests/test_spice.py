@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import http.server
 import json
 import math
-import threading
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -168,13 +166,13 @@ def test_real_output_is_read_and_unreadable_output_is_told() -> None:
 
 
 def test_fetching_checks_the_hash_and_keeps_what_is_there(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, httpserver_folder: str
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / f"{spice_official.ARCHIVE}.zip"
     with zipfile.ZipFile(source, "w") as packed:
         for name in spice_official.CORENLP:
             packed.writestr(f"{spice_official.ARCHIVE}/{name}", name * 10)
-    monkeypatch.setattr(spice_official, "URL", f"{httpserver_folder}/{source.name}")
+    monkeypatch.setattr("pooch.HTTPDownloader.__call__", lambda self, url, target, *_: shutil.copy(source, target))
     with pytest.raises(UserError, match="hash"):
         spice_official.fetch()
     monkeypatch.setattr(spice_official, "SHA1", hashlib.sha1(source.read_bytes(), usedforsecurity=False).hexdigest())
@@ -183,12 +181,3 @@ def test_fetching_checks_the_hash_and_keeps_what_is_there(
     source.unlink()
     assert len(spice_official.fetch()) == 2  # nothing is fetched twice
 
-
-@pytest.fixture
-def httpserver_folder(tmp_path: Path) -> str:
-    """The address of a server on this machine that serves the test's folder."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()

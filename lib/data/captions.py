@@ -46,9 +46,9 @@ class Entry(pydantic.BaseModel):
 _Annotation = pydantic.create_model("_Annotation", image_id=(Id, ...), caption=(StrictStr, ...))
 _CocoFile = pydantic.create_model("_CocoFile", images=(Annotated[list[Entry], Field(min_length=1)], ...),
                                   annotations=(Annotated[list[_Annotation], Field(min_length=1)], ...))
-_Record = pydantic.create_model("_Record", file_name=(FileName, Field(validation_alias=AliasChoices(*NAME_KEYS))),
-                                captions=(Annotated[list[StrictStr], ONE_IS_A_LIST],
-                                          Field(validation_alias=AliasChoices(*CAPTION_KEYS))))
+_Record = pydantic.create_model(
+    "_Record", file_name=(FileName, Field(validation_alias=AliasChoices(*NAME_KEYS, "image_id"))),
+    captions=(Annotated[list[StrictStr], ONE_IS_A_LIST], Field(validation_alias=AliasChoices(*CAPTION_KEYS))))
 _adapter = cache(pydantic.TypeAdapter)
 
 
@@ -142,7 +142,7 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             fields = [field.strip() for field in next(reader)]
         except csv.Error as error:
-            raise UserError(f"{where}: a quote is not closed ({error}): write each caption on one line") from error
+            raise UserError(f"{where}: a quote is not closed on it ({error}): write each caption on one line") from error
         if not header:
             header = [field.lower() for field in fields]
             if sum(field in CAPTION_KEYS for field in header) != 1 or not {"image_id", *NAME_KEYS} & {*header}:

@@ -69,11 +69,10 @@ class Dataset:
 
     def feeds(self, task: str) -> str | None:
         """Return None if the ``image`` or ``text`` task has a source here, else one line on what is missing."""
-        if task == "image" and not any(item.path for item in self.items):
-            return f"dataset {self.name} has no images, which image reconstruction starts from: {self.remedy}"
-        if task == "text" and not any(item.references for item in self.items):
-            return f"dataset {self.name} has no captions, which text reconstruction starts from: add captions.csv to it"
-        return None
+        needed, what, remedy = {"image": ("path", "images", self.remedy),
+                                "text": ("references", "captions", "add captions.csv to it")}[task]
+        here = any(getattr(item, needed) for item in self.items)
+        return None if here else f"dataset {self.name} has no {what}, which {task} reconstruction starts from: {remedy}"
 
     def check_images(self) -> None:
         """Decode every image; UserError that names all that cannot be read, and why the first cannot."""

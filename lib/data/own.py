@@ -15,7 +15,6 @@ from lib.data.captions import CAPTION_FILES, read_folder_captions, read_lines, w
 from lib.data.datasets import Dataset, Item, build, examples
 from lib.data.images import EXTENSIONS
 
-NO_IMAGE = "not read as image: convert to JPEG or PNG"
 REASONS = {".txt": "no one image has its name"} | dict.fromkeys((".json", ".jsonl", ".csv"), "not named captions")
 
 
@@ -31,8 +30,9 @@ def load_folder(place: str) -> Dataset:
     names, passed = _walk(folder)
     images = [name for name in names if _suffix(name) in EXTENSIONS]
     known, files = _read_captions(folder, names, images)
-    passed.update(f"{_suffix(name) or 'without extension'} ({REASONS.get(_suffix(name), NO_IMAGE)})"
-                  for name in set(names) - {*images, *files})
+    for suffix in map(_suffix, set(names) - {*images, *files}):
+        reason = REASONS.get(suffix, "not read as image: convert to JPEG or PNG")
+        passed[f"{suffix or 'without extension'} ({reason})"] += 1
     over = "; passed over: " * bool(passed) + ", ".join(f"{n} {reason}" for reason, n in sorted(passed.items()))
     if not images and not known:
         raise UserError(f"folder {folder} has no images ({', '.join(sorted(EXTENSIONS))}){over}")
