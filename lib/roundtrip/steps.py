@@ -1,14 +1,8 @@
 """The round trip of one batch of sources, in memory: loaded models and items in, rows out. Nothing is written.
 
-=============  ======  =============  ===========  ==============  ================
-task           source  made by        candidates   reconstruction  compared by
-=============  ======  =============  ===========  ==============  ================
-image (3.5)    image   the captioner  K captions   K images        image embeddings
-text (3.6)     text    the generator  K images     K captions      text embeddings
-=============  ======  =============  ===========  ==============  ================
-
-Axes: S sources, K candidates of a source, N = S * K rows in source-major order, U distinct generated images,
-d embedding width.
+Image reconstruction (3.5): image -> K captions -> K images, compared by image embeddings. Text reconstruction (3.6):
+text -> K images -> K captions, compared by text embeddings. Axes: S sources, K candidates of a source, N = S * K rows in
+source-major order, U distinct generated images, d embedding width.
 """
 
 from __future__ import annotations
@@ -93,10 +87,8 @@ def caption_candidates(captioner: Captioner, images: Sequence[Any], seeds: Seque
 
 def generate_images(generator: Generator, texts: Sequence[str], seeds: Sequence[int], at_once: int = 64,
                     tick: Tick | None = None) -> tuple[Images, np.ndarray]:
-    """The U distinct images of the texts, and (N,) which of them is each text's.
-
-    Equal texts with equal seeds have equal images, which are generated once.
-    """
+    """The U distinct images of the texts, and (N,) which of them is each text's. Equal texts with equal seeds have equal
+    images, which are generated once."""
     times = Counter(zip(texts, seeds, strict=True))  # keeps the order of first occurrence
     distinct, parts = list(times), []
     for start in range(0, len(distinct), at_once):
@@ -117,11 +109,8 @@ def embed_texts(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
 
 def similarities(preset: Preset, sources: np.ndarray, answers: np.ndarray,
                  second: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, Any]:
-    """Columns (N,) that say how close N reconstructions come to their sources (3.4), from raw embeddings (N, d).
-
-    second: the same two by the second encoder. A distance is negated where it ranks, so that the best candidate is
-    the arg max under both options (5.3).
-    """
+    """Columns (N,) that say how close N reconstructions come to their sources (3.4), from raw embeddings (N, d), second:
+    those of the second encoder. A distance is negated where it ranks, so that the best candidate is the arg max (5.3)."""
     cosine, distance = ranking.cosine(sources, answers), ranking.euclidean(sources, answers)
     return {"similarity": -distance if preset.similarity == "euclidean" else cosine, "similarity_euclidean": distance,
             "similarity_second": np.nan if second is None else ranking.cosine(*second)}
@@ -129,10 +118,8 @@ def similarities(preset: Preset, sources: np.ndarray, answers: np.ndarray,
 
 def clip_scores(encoder: Encoder, prompt: str, images: np.ndarray, captions: Sequence[str], sources: np.ndarray,
                 items: Sequence[Item]) -> dict[str, np.ndarray]:
-    """CLIPScore and RefCLIPScore (N,) of captions of items[sources[n]]; NaN where the encoder reads no texts.
-
-    images: (S, d) embeddings of the items. The prompt stands before captions and references (Hessel et al. 2021).
-    """
+    """CLIPScore and RefCLIPScore (N,) of captions of items[sources[n]]; NaN where the encoder reads no texts. images: (S, d)
+    embeddings of the items. The prompt stands before captions and references (Hessel et al. 2021)."""
     if not getattr(encoder, "reads_texts", True):
         return dict.fromkeys(("clipscore", "ref_clipscore"), np.full(len(captions), np.nan))
     references = [text for item in items for text in item.references]
@@ -145,10 +132,9 @@ def clip_scores(encoder: Encoder, prompt: str, images: np.ndarray, captions: Seq
 
 def round_trip(task: str, items: Sequence[Item], models: Models, preset: Preset, dataset: str, n_candidates: int,
                seed: int, tick: Tick | None = None) -> Batch:
-    """Caption and generate, or generate and caption, a batch of sources, and compare what comes back with them.
+    """The batch that leaves when sources are captioned and generated, or the reverse, and compared with what comes back.
 
-    Row (item, k) depends on the preset, the item, k and the seed only. Scores against references are added by
-    ``run``. Raises UserError if an image cannot be opened, the encoder cannot compare, or an embedding is no vector.
+    Row (item, k) depends on the preset, the item, k and the seed only. Scores against references are added by ``run``.
     """
     kind, trip = ("images", _image_reconstruction) if task == "image" else ("texts", _text_reconstruction)
     encoders = [e for e in (models.encoder, models.second_encoder) if getattr(e, f"reads_{kind}", e is not None)]
@@ -223,10 +209,8 @@ def _text_reconstruction(rows: pd.DataFrame, items: Sequence[Item], models: Mode
 
 def _with_images(rows: pd.DataFrame, drawn: Images, index: np.ndarray, column: str
                  ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Rows with their image's path in a column, and flagged, truncated; the U images by path.
-
-    Candidates with one image share the path of the first of them.
-    """
+    """Rows with their image's path in a column, and flagged, truncated; the U images by path. Candidates with one image
+    share the path of the first of them."""
     named = rows.assign(u=index).groupby("u").first()
     names = [f"images/{safe_part(item)}/{k}.png" for item, k in zip(named["item"], named["candidate"], strict=True)]
     flagged, truncated = (np.asarray(values, bool)[index] for values in (drawn.flagged, drawn.truncated))
@@ -235,10 +219,8 @@ def _with_images(rows: pd.DataFrame, drawn: Images, index: np.ndarray, column: s
 
 
 def _with_scores(rows: pd.DataFrame, scores: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows with scores; what was computed from a flagged (blackened) image is no measurement, but null.
-
-    Raises UserError where a similarity is not a number: a zero embedding would be similar to nothing, in silence.
-    """
+    """Rows with scores; what was computed from a flagged (blackened) image is no measurement, but null. Raises UserError
+    where a similarity is not a number: a zero embedding would be similar to nothing, in silence."""
     for name in ("similarity", "similarity_second", "clip_score", "clip_score_second"):
         bad = np.flatnonzero(~np.isfinite(scores[name]) & ~rows["flagged"]) if np.ndim(scores[name]) else []
         if len(bad):
