@@ -163,9 +163,6 @@ def test_texts_without_images(tmp_path):
     assert rows["similarity"].notna().all() and rows["clip_score"].isna().all()
 
 
-# --- on disk --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("task", ["image", "text"])
 def test_a_run_has_ranks_scores_and_a_record(captioned, tmp_path, quick_scores, monkeypatch, task):
     monkeypatch.setenv("SECRET_API_KEY", "hunter2")

@@ -52,9 +52,6 @@ def uncut(images, tmp_path_factory):
     return contents(execute(planned(images, tmp_path_factory.mktemp("uncut"))))
 
 
-# --- kills and damage -----------------------------------------------------------------------------
-
-
 def test_killed_around_any_file_and_resumed(images, uncut, tmp_path):
     """Kill -9 right before or after the n-th file appears, again and again until the run comes through."""
     run = planned(images, tmp_path)
@@ -123,9 +120,6 @@ def test_a_second_command_waits_and_says_so(images, uncut, tmp_path, capsys):
     assert contents(run) == uncut
 
 
-# --- several workers ------------------------------------------------------------------------------
-
-
 @pytest.fixture()
 def quick_start(monkeypatch):
     """Workers that begin with all modules imported."""
@@ -170,9 +164,6 @@ def test_workers_end_with_their_parent(images, tmp_path):
     assert children and not psutil.wait_procs(children, timeout=30)[1]
 
 
-# --- a store --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("url", ["memory://bucket/runs", "s3://bucket/runs"])
 def test_a_run_in_a_store_has_the_bytes_of_a_local_one(images, uncut, tmp_path, monkeypatch, url):
     monkeypatch.setattr(pyarrow.fs, "S3FileSystem", lambda: pyarrow.fs.SubTreeFileSystem(
@@ -188,9 +179,6 @@ def test_a_run_in_a_store_has_the_bytes_of_a_local_one(images, uncut, tmp_path, 
     assert run.image(run.rows()["reconstruction"][0]).size == (16, 16)
     smaller = plan_run(preset(), images, "image", 2, 0)
     assert smaller.finished and smaller.rows()["rank"].max() == 2
-
-
-# --- Ray ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

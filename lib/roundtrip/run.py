@@ -49,7 +49,6 @@ from lib.roundtrip.steps import Batch, Cost, Tick, round_trip
 from lib.roundtrip.workers import make_shards
 
 SHARD_SIZE = 16  # sources made, written and resumed together
-SCORED_TOGETHER = 5000  # captions: enough to share the start of Java, few enough to keep memory flat
 Place = Path | UPath
 
 _IDENTITY = ("run", "task", "dataset", "item", "domain")
@@ -264,8 +263,9 @@ class Run:
             greedy = pd.concat(greedy or [pd.DataFrame(columns=["item", "caption"])], ignore_index=True)
             said = rows["message" if self.task == "image" else "reconstruction"].where(~rows["flagged"])
             pairs = pd.concat([rows[["item"]].assign(caption=said), greedy[["item", "caption"]]], ignore_index=True)
-            with _progress(f"scoring {self.name}", len(pairs), 0, progress):
+            with _progress(f"scoring {self.name}", len(pairs), 0, progress) as bar:
                 scores, gaps = self._scores(pairs)
+                bar.update(len(pairs))
             greedy = greedy.join(scores[len(rows):].reset_index(drop=True))
             write_table(self.folder / "baselines.parquet", greedy, BASELINE_COLUMNS)
             write_table(self.folder / "rows.parquet", rows.join(scores[: len(rows)]), ROW_COLUMNS)
@@ -280,16 +280,13 @@ class Run:
         reason, those of them that can be had once something is installed, and single captions with the reason."""
         items, names = self.dataset.by_id(), [*CAPTION_SCORES, *SEMANTIC_SCORES]
         distinct = pairs.dropna().drop_duplicates().reset_index(drop=True).reindex(columns=[*pairs, *names])
-        known = distinct.index[[bool(items[item].references) for item in distinct["item"]]]
-        missing = {} if len(known) else dict.fromkeys(CAPTION_SCORES, "the dataset has no reference captions")
-        references = metrics.References.build(self.dataset.references) if len(known) else None
-        unscored: list[str] = []
-        for start in range(0, len(known), SCORED_TOGETHER):
-            part = known[start : start + SCORED_TOGETHER]
-            found = metrics.score_captions(*(distinct.loc[part, name].tolist() for name in pairs), references)
-            distinct.loc[part, list(CAPTION_SCORES)] = found[list(CAPTION_SCORES)].to_numpy(float)
-            missing |= found.attrs["missing"]
-            unscored += found.attrs["unscored"].values()
+        known = distinct["item"].map(lambda item: bool(items[item].references)).astype(bool)
+        missing, unscored = dict.fromkeys(CAPTION_SCORES, "the dataset has no reference captions"), []
+        if known.any():
+            references = metrics.References.build(self.dataset.references)
+            found = metrics.score_captions(*(distinct.loc[known, name].tolist() for name in pairs), references)
+            distinct.loc[known, list(CAPTION_SCORES)] = found[list(CAPTION_SCORES)].to_numpy(float)
+            missing, unscored = found.attrs["missing"], list(found.attrs["unscored"].values())
         if unscored:
             print(f"{self.name}: captions without a score: {examples(unscored)}", file=sys.stderr, flush=True)
         scenes = [items[item].scene for item in distinct["item"]]
@@ -304,8 +301,8 @@ class Run:
 def _progress(what: str, total: int, done: int, shown: bool) -> tqdm:
     """A progress bar that moves at least every ten seconds; outside a terminal it is a line each time."""
     lines = {"mininterval": math.inf, "bar_format": "{desc}: {n_fmt} of {total_fmt}, {elapsed} < {remaining}\n"}
-    style = {} if sys.stderr.isatty() else lines
-    bar = tqdm(total=total, initial=done, desc=what, unit="row", disable=not shown, **style)
+    bar = tqdm(total=total, initial=done, desc=what, unit="row", disable=not shown,
+               **({} if sys.stderr.isatty() else lines))
 
     def refresh() -> None:
         while not bar.disable:  # until it is closed
