@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from textwrap import shorten
+from typing import Annotated, Any
 
 import pandas as pd
+import pydantic
+from pydantic import AfterValidator, AliasChoices, Field, StrictFloat, StrictInt, StrictStr
 
 from lib.base import UserError
+from lib.data.captions import CAPTION_KEYS, NAME_KEYS, ONE_IS_A_LIST, records, validated
 from lib.metrics import CAPTION_SCORES, LABELS, References, score_corpus, spice_official
-from lib.metrics.files import read_captions
 from lib.metrics.java import find_java, java_version, one_line
 from lib.metrics.scores import check_metrics
 
@@ -23,6 +26,10 @@ EXAMPLE = Path(__file__).with_name("example.json")
 TOLERANCE = 1e-6  # rounding of the example's values
 SCALES = "CIDEr and CIDEr-D are in [0, 10], the others in [0, 1]; papers print them times 100"
 FORMS = "COCO results or captions, {id: caption}, {id: [captions]}, JSON lines or CSV (image_id,caption)"
+_Id = Annotated[StrictInt | StrictFloat | StrictStr, AfterValidator(str)]
+_Record = pydantic.create_model(
+    "_Record", image_id=(_Id, Field(validation_alias=AliasChoices("image_id", *NAME_KEYS))),
+    captions=(Annotated[list[StrictStr | None], ONE_IS_A_LIST], Field(validation_alias=AliasChoices(*CAPTION_KEYS))))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 def _score(options: argparse.Namespace) -> int:
     """Print a table of corpus scores and notes, and write one row for each caption."""
     metrics = check_metrics(part.strip() for part in options.metrics.split(",") if part.strip())
-    own, given = read_captions(options.candidates), read_captions(options.references)
+    own, given = _read_captions(options.candidates), _read_captions(options.references)
     references = given.fillna({"caption": ""}).groupby("item", sort=False)["caption"].agg(list).to_dict()
     idle = references.keys() - set(own["item"])
     if len(idle) == len(references):
@@ -84,6 +91,25 @@ def _score(options: argparse.Namespace) -> int:
         rows.to_csv(options.out, index=False)
     print(f"wrote {options.out}: {len(rows):,} captions")
     return 0
+
+
+def _read_captions(path: Path) -> pd.DataFrame:
+    """Return one row a caption, in the file's order: image_id as text, caption (None for null), and item, the id that
+    both files share: 42, 42.0 and 000042 are the same image. UserError names the file and the place."""
+    def coco(data: dict) -> list:
+        return validated(list[Any], data["annotations"], f"{path}.annotations")
+
+    found = [validated(_Record, data, where) for where, data in records(path, coco)]
+    pairs = [(record.image_id, caption) for record in found for caption in record.captions]
+    if not pairs:
+        raise UserError(f"{path} holds no caption")
+    table = pd.DataFrame(pairs, columns=["image_id", "caption"], dtype=object)
+    table["item"] = table["image_id"].str.replace(r"^0*(\d+)(\.0+)?$", r"\1", regex=True)
+    ids = table.drop_duplicates("image_id").sort_values("item", kind="stable")
+    alike = ids.loc[ids["item"].duplicated(keep=False), "image_id"].tolist()
+    if alike:
+        raise UserError(f"{path}: image ids {alike[0]!r} and {alike[1]!r} are the same number; write both alike")
+    return table
 
 
 def _print_values(values: dict[str, float], table: pd.DataFrame) -> None:
