@@ -12,6 +12,8 @@ Token counts are new tokens: after the prompt, without the end token. Sizes are 
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -83,6 +85,17 @@ class CaptionerSettings(ModelSettings):
     adapter: str = "blip"
     sender: Decoding = Decoding()
     receiver: Decoding = Decoding(strategy="greedy")
+
+    @model_validator(mode="after")
+    def _prompts(self) -> CaptionerSettings:
+        config = ROOT / Path(self.id).expanduser() / "config.json"  # others are checked when they are loaded
+        text = json.loads(config.read_text(encoding="utf-8")).get("text_config", {}) if config.is_file() else {}
+        longest = text.get("max_position_embeddings", math.inf)
+        for decoding in (self.sender, self.receiver):
+            least = 1 + len(decoding.prompt.split()) + decoding.max_tokens  # a word is a token or more
+            if least > longest:
+                raise ValueError(f"prompt and max_tokens need {least} tokens, {self.id} reads {longest}: shorten them")
+        return self
 
 
 class GeneratorSettings(ModelSettings):

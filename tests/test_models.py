@@ -12,19 +12,17 @@ from PIL import Image
 
 from lib.base import UserError
 from lib.models import Images, describe, load_captioner, load_encoder, load_generator, load_models, unknown_words
-from lib.presets import CaptionerSettings, Decoding, EncoderSettings, GeneratorSettings, load_preset
+from lib.presets import CaptionerSettings, Decoding, GeneratorSettings, load_preset
 from tests.full_size import build_all
-from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
+from tests.tiny_models import build_blip, build_stable_diffusion
 
-NUCLEUS = Decoding(p=0.9, max_tokens=8)
-SMALL = {"size": 32, "output_size": 32, "adapter": "diffusers"}
+SMALL = {"size": 32, "output_size": 32, "steps": 1, "guidance": 0.0}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    return {"blip": build_blip(root / "blip"), "clip": build_clip(root / "clip"),
-            "sd": build_stable_diffusion(root / "sd")}
+    return {"blip": build_blip(root / "blip"), "sd": build_stable_diffusion(root / "sd")}
 
 
 @pytest.fixture(scope="module")
@@ -35,36 +33,10 @@ def images():
 
 @pytest.fixture(scope="module")
 def captioner(folders):
-    return load_captioner(CaptionerSettings(id=str(folders["blip"]), sender=NUCLEUS, batch_size=4), "cpu")
-
-
-@pytest.fixture(scope="module")
-def generator(folders):
-    return load_generator(GeneratorSettings(id=str(folders["sd"]), steps=3, guidance=4.0, batch_size=3, **SMALL,
-                                            scheduler="DPMSolverMultistepScheduler"), "cpu")
-
-
-def seeds_for(n_images, k):
-    return [[1000 * i + j for j in range(k)] for i in range(n_images)]
+    return load_captioner(CaptionerSettings(id=str(folders["blip"]), sender=Decoding(max_tokens=8), batch_size=4), "cpu")
 
 
 # --- captioner ----------------------------------------------------------------------------------
-
-def test_captions_do_not_depend_on_batch_or_order(captioner, images):
-    seeds = seeds_for(5, 3)
-    captions = captioner.caption(images, seeds)
-    for size in (1, 2, 100):
-        other = load_captioner(captioner.settings.model_copy(update={"batch_size": size}), "cpu")
-        backwards = other.caption(images[::-1], seeds[::-1])[::-1]
-        assert [[(c.text, c.n_tokens) for c in row] for row in captions] == [
-            [(c.text, c.n_tokens) for c in row] for row in backwards]
-        assert np.allclose([c.logprob for row in captions for c in row],
-                           [c.logprob for row in backwards for c in row], atol=1e-4)
-    alone = captioner.caption([np.asarray(images[2])], [seeds[2][1:2]])  # an array is an image too
-    assert alone[0][0].text == captions[2][1].text
-    assert len({c.text for row in captions for c in row}) > 5
-    assert [len(row) for row in captioner.caption(images[:3], [[1, 2], [], [3]])] == [2, 0, 1]
-
 
 def test_logprob_is_that_of_a_teacher_forced_pass(captioner, images):
     tokenizer, model = captioner.processor.tokenizer, captioner.model
@@ -72,7 +44,7 @@ def test_logprob_is_that_of_a_teacher_forced_pass(captioner, images):
             for caption in captioner.caption(images[:1], [list(range(7, 17))])[0]}
     # Random weights may draw special tokens, which the text leaves out: then counts differ.
     caption, words = next(pair for pair in read.items() if len(pair[1]) == pair[0].n_tokens)
-    ended = caption.n_tokens < NUCLEUS.max_tokens
+    ended = caption.n_tokens < 8
     ids = torch.tensor([[5, *words, *([3] if ended else [])]])
     pixels = captioner.processor.image_processor(images[:1], return_tensors="pt").pixel_values
     logits = model(pixel_values=pixels, input_ids=ids).logits
@@ -96,60 +68,25 @@ def test_beam_top_k_lengths_and_prompt(captioner, images):
     assert mean[0] >= mean[1] - 0.05 and all(row[0].n_tokens <= 6 for row in beam)
     decoding = Decoding(strategy="top_k", k=5, min_tokens=4, max_tokens=6, repetition_penalty=1.3,
                         prompt="a picture of")
-    captions = captioner.caption(images[:2], seeds_for(2, 4), decoding)
+    seeds = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    captions = captioner.caption(images[:2], seeds, decoding)
     assert all(4 <= c.n_tokens <= 6 for row in captions for c in row)
     assert not any(c.text.startswith("a picture of") for row in captions for c in row)
-    assert captions != captioner.caption(images[:2], seeds_for(2, 4), decoding.model_copy(update={"prompt": ""}))
-
-
-def test_image_encoder_runs_once_an_image_where_its_captions_fit_a_batch(folders, images):
-    captioner = load_captioner(CaptionerSettings(id=str(folders["blip"]), sender=NUCLEUS, batch_size=16), "cpu")
-    seen = []
-    captioner.model.vision_model.register_forward_hook(
-        lambda module, inputs, output: seen.append(output.last_hidden_state.shape[0]))
-    captioner.caption(images, seeds_for(5, 6))
-    assert seen == [2, 2, 1]
+    assert captions != captioner.caption(images[:2], seeds, decoding.model_copy(update={"prompt": ""}))
 
 
 # --- generator ----------------------------------------------------------------------------------
 
-def test_images_do_not_depend_on_batch_or_order(generator):
-    texts, seeds = ["a red owl", "a cat", "a red owl", "a boat", "a cat"], [1, 2, 3, 4, 2]
-    made = generator.generate(texts, seeds)
-    assert made.pixels.shape == (5, 32, 32, 3) and made.pixels.dtype == np.uint8
-    assert not made.flagged.any() and not made.truncated.any()
-    backwards = generator.generate(texts[::-1], seeds[::-1]).pixels[::-1]
-    single = np.concatenate([generator.generate([t], [s]).pixels for t, s in zip(texts, seeds, strict=True)])
-    for other in (backwards, single):
-        assert np.abs(made.pixels.astype(int) - other.astype(int)).max() <= 1
-    assert np.abs(made.pixels[1].astype(int) - made.pixels[4].astype(int)).max() <= 1
-    assert (made.pixels[0] != made.pixels[2]).any()  # another seed
-    assert (generator.generate(["a cat"], [1]).pixels[0] != made.pixels[0]).any()  # another text
-
-
-def test_generator_equals_a_plain_pipeline_call(generator):
-    made = generator.generate(["a red owl"], [11]).pixels[0]
-    plain = generator.pipeline("a red owl", num_inference_steps=3, guidance_scale=4.0, height=32, width=32,
-                               generator=torch.Generator("cpu").manual_seed(11)).images[0]
-    assert np.abs(made.astype(int) - np.asarray(plain).astype(int)).max() <= 1
-    assert generator.pipeline.scheduler.config.prediction_type == "v_prediction"  # of the training
-
-
-def test_long_prompts_are_flagged_and_logged_once(generator, caplog):
+def test_long_prompts_are_flagged_and_logged_once_and_images_are_resized(folders, caplog):
+    generator = load_generator(GeneratorSettings(id=str(folders["sd"]), **SMALL | {"output_size": 20}), "cpu")
     with caplog.at_level(logging.WARNING):
         made = generator.generate(["a cat", "a red cat on the big big sea", "a red cat on the big big sea"], [0, 1, 2])
-    assert made.truncated.tolist() == [False, True, True] and caplog.text.count("cut: a red cat") == 1
-
-
-def test_resize_and_no_texts(folders):
-    settings = GeneratorSettings(id=str(folders["sd"]), steps=1, guidance=0.0, size=32, output_size=20)
-    generator = load_generator(settings, "cpu")
-    assert generator.generate(["a cat"], [0]).pixels.shape == (1, 20, 20, 3)
-    assert generator.generate([], []).pixels.shape == (0, 20, 20, 3)
+    assert made.pixels.shape == (3, 20, 20, 3) and made.truncated.tolist() == [False, True, True]
+    assert caplog.text.count("cut: a red cat") == 1
 
 
 def test_overflow_in_float16_is_decoded_in_float32_and_other_overflow_is_an_error(folders, caplog):
-    settings = GeneratorSettings(id=str(folders["sd"]), steps=1, guidance=0.0, **SMALL)
+    settings = GeneratorSettings(id=str(folders["sd"]), **SMALL)
     made = {}
     for dtype in ("float32", "float16"):
         generator = load_generator(settings.model_copy(update={"dtype": dtype}), "cpu")
@@ -161,33 +98,15 @@ def test_overflow_in_float16_is_decoded_in_float32_and_other_overflow_is_an_erro
     assert caplog.text.count("overflowed in float16: this batch is decoded in float32") == 1
     assert np.abs(made["float16"] - made["float32"]).max() <= 2 < made["float32"].std()
     generator.pipeline.vae.post_quant_conv.weight.data.fill_(float("nan"))
-    with pytest.raises(UserError, match='not finite: set dtype = "bfloat16"'):
+    with pytest.raises(UserError, match='not finite: set dtype = "float32"'):
         generator.generate(["a cat"], [0])
 
 
-def test_compiled_parts_draw_the_same(folders):
-    settings = GeneratorSettings(id=str(folders["sd"]), steps=2, guidance=4.0, **SMALL)
-    with torch.compiler.set_stance("force_eager"):  # needs no C++ compiler, takes no minutes
-        compiled = load_generator(settings.model_copy(update={"compile": True}), "cpu")
-        for part in (compiled.pipeline.unet, compiled.pipeline.vae.decoder):
-            assert part._compiled_call_impl is not None
-        made = compiled.generate(["a cat"], [3]).pixels
-    assert np.array_equal(made, load_generator(settings, "cpu").generate(["a cat"], [3]).pixels)
-
-
-# --- encoder ------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize(("projected", "width"), [(True, 24), (False, 32)])
-def test_embeddings(folders, images, projected, width):
-    encoder = load_encoder(EncoderSettings(id=str(folders["clip"]), projected=projected, batch_size=2), "cpu")
-    of_images = encoder.embed_images(images)
-    assert of_images.shape == (5, width) and of_images.dtype == np.float32
-    arrays = encoder.embed_images([np.asarray(image) for image in images[::-1]])[::-1]
-    assert np.allclose(of_images, arrays, atol=1e-5)
-    texts = encoder.embed_texts(["a cat", "an owl on the beach", "a cat"])
-    assert texts.shape == (3, width) and np.array_equal(texts[0], texts[2])
-    assert np.allclose(encoder.embed_texts(["a cat"])[0], texts[0], atol=1e-5)
-    assert len(encoder.embed_texts([])) == 0
+def test_what_compile_compiles(folders, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(type(self).__name__))
+    load_generator(GeneratorSettings(id=str(folders["sd"]), compile=True, **SMALL), "cpu")
+    assert compiled == ["UNet2DConditionModel", "Decoder"]
 
 
 # --- presets and adapters -----------------------------------------------------------------------

@@ -11,22 +11,15 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from safetensors.torch import load_file
 
 from lib.base import ROOT, UserError
-from lib.models import (
-    describe,
-    fetch_models,
-    hub,
-    load_captioner,
-    load_encoder,
-    load_generator,
-    missing_models,
-    weights_fingerprint,
-)
+from lib.models import describe, load_captioner, load_encoder, load_generator, weights_fingerprint
 from lib.models.convert import convert_blip, fetch_blip
+from lib.models.hub import fetch_models, missing_models, wanted
 from lib.presets import CaptionerSettings, Decoding, EncoderSettings, GeneratorSettings, load_preset
 from tests.tiny_models import build_blip, build_clip, build_stable_diffusion
 
@@ -72,16 +65,14 @@ def test_a_cut_off_fetch_and_another_variant_are_noticed(cache, tmp_path):
     folder = put_in_cache(cache, "somebody/tiny-sd", build_stable_diffusion(tmp_path / "sd"))
     settings = GeneratorSettings(id="somebody/tiny-sd", steps=1, guidance=0.0, size=32, output_size=32)
     assert load_generator(settings, "cpu").generate(["a cat"], [0]).pixels.std() > 1
+    write_tree_cache(str(folder.parents[1]), "c0ffee", {
+        file.relative_to(folder).as_posix(): TreeCacheEntry(1, "0" * 40) for file in folder.rglob("*.*")})
+    assert weights_fingerprint(settings) == "somebody/tiny-sd@c0ffee"
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert weights_fingerprint(settings) is None
     with pytest.raises(UserError, match="somebody/tiny-sd is missing: the hub cannot be reached, or HF_HUB_OFFLINE"):
         load_generator(settings, "cpu")
-    assert weights_fingerprint(settings) is None
-    clip = put_in_cache(cache, "somebody/tiny-clip", build_clip(tmp_path / "clip"))
-    part = clip / "model-00001-of-00002.safetensors"
-    (clip / "model.safetensors").rename(part)
-    with pytest.raises(UserError, match="somebody/tiny-clip is missing"):
-        load_encoder(EncoderSettings(id="somebody/tiny-clip"), "cpu")
 
 
 class Nothing(BaseHTTPRequestHandler):
@@ -129,20 +120,19 @@ def test_missing_models_and_their_sizes(cache, monkeypatch):
         fetch_models(fast)
 
 
-@pytest.mark.parametrize(("variant", "ending"), [(None, ""), ("fp16", ".fp16")])
-def test_only_the_needed_files_are_fetched(variant, ending):
+@pytest.mark.parametrize(("variant", "ending", "other"), [(None, "", ".fp16"), ("fp16", ".fp16", "")])
+def test_only_the_needed_files_are_fetched(variant, ending, other):
     unet = "unet/diffusion_pytorch_model"
-    wanted = [f"{unet}{ending}.safetensors", f"text_encoder/model{ending}.safetensors",
+    needed = [f"{unet}{ending}.safetensors", f"text_encoder/model{ending}.safetensors",
               f"{unet}-00001-of-00002{ending}.safetensors", "model_index.json", "tokenizer/merges.txt"]
-    other = ".fp16" if variant is None else ""
-    unwanted = [f"{unet}{other}.safetensors", "v1-5-pruned.safetensors", f"{unet}.bin",
-                f"{unet}-00001-of-00002{other}.safetensors", "text_encoder/flax_model.msgpack", "modeling.py"]
-    model, = hub.wanted(GeneratorSettings(id="a/b", variant=variant))
-    assert sorted(filter_repo_objects(wanted + unwanted, allow_patterns=list(model.patterns))) == sorted(wanted)
+    unneeded = [f"{unet}{other}.safetensors", "v1-5-pruned.safetensors", f"{unet}.bin", "modeling.py",
+                f"{unet}-00001-of-00002{other}.safetensors", "text_encoder/flax_model.msgpack"]
+    model, = wanted(GeneratorSettings(id="a/b", variant=variant))
+    assert sorted(filter_repo_objects(needed + unneeded, allow_patterns=list(model.patterns))) == sorted(needed)
     assert model.skipped == ("safety_checker/*",)
-    assert not hub.wanted(GeneratorSettings(id="a/b", safety_checker=True))[0].skipped
-    assert "modeling.py" not in filter_repo_objects(["modeling.py", "pytorch_model.bin"], allow_patterns=list(
-        hub.wanted(EncoderSettings(id="a/b"))[0].patterns))
+    assert not wanted(GeneratorSettings(id="a/b", safety_checker=True))[0].skipped
+    patterns = list(wanted(EncoderSettings(id="a/b"))[0].patterns)
+    assert not list(filter_repo_objects(["modeling.py", "pytorch_model.bin"], allow_patterns=patterns))
 
 
 def test_the_fingerprint_follows_the_content_of_a_folder(tmp_path, monkeypatch):
@@ -212,7 +202,8 @@ def test_blip_is_fetched_and_converted_and_captions_the_same(original, cache, tm
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *arguments: None)
     server, url = serve(SimpleHTTPRequestHandler, monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    target = fetch_blip(tmp_path / "models" / "blip", f"{url}/caption.pth", ("somebody/words", None))
+    target = tmp_path / "models" / "blip"
+    fetch_blip(target, f"{url}/caption.pth", ("somebody/words", None))
     server.shutdown()
     server.server_close()
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8))
@@ -233,9 +224,9 @@ def test_other_checkpoints_are_refused(original, tmp_path, capsys):
 
     cut = {name: tensor for name, tensor in state.items() if name != "visual_encoder.norm.weight"}
     larger = state | {"visual_encoder.cls_token": torch.zeros(1, 1, 7)}
-    for content, said in ((cut, "1 weights missing"), (larger, "no BLIP caption checkpoint of this size"),
-                          ({"x": torch.zeros(1)}, "weights missing"), (Harmful(), "more than tensors")):
+    for content, said in ((cut, "Missing key"), (larger, "no BLIP caption checkpoint of this size"),
+                          ({"x": torch.zeros(1)}, "Missing key"), (Harmful(), "is damaged or no BLIP")):
         torch.save({"model": content}, tmp_path / "caption.pth")
         with pytest.raises(UserError, match=said):
-            convert_blip(tmp_path / "caption.pth", source, tmp_path / "target", {})
+            convert_blip(tmp_path / "caption.pth", source, tmp_path / "target")
     assert "run" not in capsys.readouterr().out and not (tmp_path / "target").exists()

@@ -73,6 +73,7 @@ def test_what_a_file_changes_is_no_longer_said_to_be_assumed(tmp_path):
     ('base = "mini"\n[captioner.sender]\np = 1.5', "captioner.sender.p"),
     ('base = "mini"\n[captioner.sender]\nmin_tokens = 30', "min_tokens = 30 exceeds max_tokens = 18"),
     ('base = "mini"\n[captioner.sender]\ntemperature = inf', "finite"),
+    ('base = "mini"\n[captioner.receiver]\nprompt = "of' + " a" * 20 + '"', "need 40 tokens, data/models/mini/captioner"),
     ('base = "mini"\ngenerator = 3', "generator"),
     ('base = "mini"\n[generator]\ndtype = "float8"', "float8"),
     ('base = "mini"\n[generator]\nsize = 100', "generator.size"),

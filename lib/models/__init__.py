@@ -19,9 +19,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
+
 from lib.base import UserError
 from lib.models.hub import fetch_models, missing_models, used_revision, weights_fingerprint
-from lib.models.types import Caption, Images
 from lib.presets import CaptionerSettings, EncoderSettings, GeneratorSettings, ModelSettings, Preset
 
 if TYPE_CHECKING:  # torch and transformers are slow to import
@@ -32,14 +34,50 @@ if TYPE_CHECKING:  # torch and transformers are slow to import
 __all__ = ["Caption", "Images", "Models", "describe", "fetch_models", "load_captioner", "load_encoder",
            "load_generator", "load_models", "missing_models", "unknown_words", "weights_fingerprint"]
 
-ADAPTERS = {
-    "captioner": {"blip": "lib.models.captioners:Blip", "blip2": "lib.models.families:Blip2",
-                  "chat": "lib.models.families:Chat", "florence2": "lib.models.families:Florence2",
-                  "git": "lib.models.families:Git"},
-    "generator": {"diffusers": "lib.models.generators:Diffusers"},
-    "encoder": {"clip": "lib.models.encoders:Clip", "siglip": "lib.models.encoders:Siglip",
-                "dino": "lib.models.encoders:Dino", "sentence": "lib.models.encoders:Sentence"},
-}
+ADAPTERS = {kind: {name.lower(): f"lib.models.{kind}s:{name}" for name in names} for kind, names in {
+    "captioner": ("Blip", "Blip2", "Chat", "Florence2", "Git"), "generator": ("Diffusers",),
+    "encoder": ("Clip", "Siglip", "Dino", "Sentence")}.items()}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption without its prompt.
+
+    logprob: sum of the natural-log probabilities of its tokens, the end token included, under the
+    model's full distribution (never of the filtered one). n_tokens: new tokens without the end.
+    """
+
+    text: str
+    logprob: float
+    n_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """pixels uint8 (B, H, W, 3); flagged bool (B,): the safety checker blacked the image out;
+    truncated bool (B,): the prompt was longer than the text encoder reads."""
+
+    pixels: np.ndarray
+    flagged: np.ndarray
+    truncated: np.ndarray
+
+    @classmethod
+    def of(cls, output: Any) -> Images:
+        """Return Images of what a generator gave: Images, or plain uint8 pixels (B, H, W, 3)."""
+        if hasattr(output, "pixels"):
+            return output
+        pixels = np.asarray(output)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+            raise TypeError(f"a generator gives uint8 (B, H, W, 3), not {pixels.dtype} {pixels.shape}")
+        nothing = np.zeros(len(pixels), dtype=bool)
+        return cls(pixels, nothing, nothing)
+
+
+def as_pil(image: Image.Image | np.ndarray) -> Image.Image:
+    """Return an RGB image from a PIL image or a uint8 array (H, W, 3)."""
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -90,14 +128,10 @@ def _load(kind: str, settings: ModelSettings, device: str | None) -> Any:
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """Return what ``run.json`` records of a loaded model: id, revision used, device, number type.
-
-    Empty for a model of your own that keeps no ``settings``.
-    """
-    settings = getattr(model, "settings", None)
+    """Return what ``run.json`` records of a loaded model; nothing of one of your own that keeps no ``settings``."""
+    settings, folder = (getattr(model, name, None) for name in ("settings", "folder"))
     if settings is None:
         return {}
-    folder = getattr(model, "folder", None)
     return {"id": settings.id, "adapter": settings.adapter,
             "revision": (folder and used_revision(folder)) or settings.revision,
             "device": str(getattr(model, "device", "unknown")),

@@ -2,58 +2,51 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
-from transformers import LogitsProcessorList
 
 from lib.base import UserError
-from lib.models.device import Batches, pick_device, pick_dtype
-from lib.models.hub import folder_of, wanted
-from lib.models.loading import check_end_token, check_tokenizer, finite, load_processor, load_transformer, loading
+from lib.models import Caption, as_pil
+from lib.models.local import LocalModel, check_end_token, check_tokenizer
 from lib.models.sampling import RowSampler
-from lib.models.types import Caption, as_pil
-from lib.presets import CaptionerSettings, Decoding
+from lib.presets import Decoding
 
-# Neutral values for everything that a checkpoint's generation_config might switch on by itself.
-NEUTRAL = {"num_beams": 1, "min_length": 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-           "length_penalty": 1.0, "early_stopping": False, "max_length": None,
-           "forced_bos_token_id": None, "forced_eos_token_id": None, "use_cache": True}
-UNFILTERED = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+# Neutral values for everything that a checkpoint's generation_config might switch on by itself. In sampling mode
+# ``generate`` repeats encoded rows; the sampler leaves one possible token, so its own draw has one outcome.
+NEUTRAL = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_beams": 1, "min_length": 0,
+           "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 1.0, "early_stopping": False,
+           "max_length": None, "forced_bos_token_id": None, "forced_eos_token_id": None, "use_cache": True}
 
 
-class Captioner:
+class Captioner(LocalModel):
     """What every captioner shares: batches, seeds, decoding.
 
-    A family's ``_load`` sets ``model``, ``processor``, ``_end`` (ids of end tokens) and ``_pad``; its ``_rows``
-    captions a batch of images, ``each`` rows an image, image by image.
+    A family names its classes of transformers, model and processor, and sets ``_end`` (ids of end tokens) in
+    ``_prepare``; its ``_rows`` captions a batch of images, ``each`` rows an image, image by image.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ()
-    half_on_gpu: ClassVar[bool] = False  # float32 keeps tokens equal under any batch size
+    classes: ClassVar[tuple[str, str]]
 
-    def __init__(self, settings: CaptionerSettings, device: str | torch.device | None = None) -> None:
-        self.settings = settings
-        self.device = pick_device(device)
-        self.dtype = pick_dtype(settings.dtype, self.device, self.half_on_gpu)
-        self.folder = folder_of(wanted(settings)[0])
-        self._batches = Batches(settings.batch_size, f"captioner {settings.id}")
-        with loading(settings.id):
-            self._load()
+    def _load(self) -> None:
+        settings = self.settings
+        model_class, processor_class = (getattr(transformers, name) for name in self.classes)
+        self.model = self._network(model_class)
+        self.processor = self._processor(processor_class)
+        self.tokenizer = self.processor.tokenizer
+        self._prepare()
         check_tokenizer(self.tokenizer, self.model.get_input_embeddings().num_embeddings, settings.id)
         if not set(self._end) <= set(self.tokenizer.get_vocab().values()):
             raise UserError(f"model {settings.id} ends captions with token {self._end}, which its tokenizer does not "
                             "have: use the model's own tokenizer files")
-        for decoding in (settings.sender, settings.receiver):
-            self._check_prompt(decoding)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of captions and prompts."""
-        return self.processor.tokenizer
+        self._pad = self._end[0] if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        self._check_prompt(settings.sender)
+        self._check_prompt(settings.receiver)
 
     def caption(self, images: Sequence[Image.Image | np.ndarray], seeds: Sequence[Sequence[int]],
                 decoding: Decoding | None = None) -> list[list[Caption]]:
@@ -69,11 +62,10 @@ class Captioner:
         rows = [(i, seed) for i, row in enumerate(used) for seed in row]
         most = max(map(len, used), default=1) or 1
         with torch.inference_mode():
-            parts = self._batches.run(len(rows), lambda some: self._batch(images, rows[some], decoding), most)
+            parts = self._run(len(rows), lambda some: self._batch(images, rows[some], decoding), most)
         made = iter([caption for part in parts for caption in part])
         captions = [[next(made) for _ in row] for row in used]
-        finite([c.logprob for row in captions for c in row], f"captioner {self.settings.id} in {self.dtype}",
-               'set dtype = "float32" in the preset')
+        self._check_finite([c.logprob for row in captions for c in row])
         return [row * len(asked) if decoding.deterministic else row
                 for row, asked in zip(captions, seeds, strict=True)]
 
@@ -113,11 +105,8 @@ class Captioner:
         if decoding.strategy == "beam":
             return self._beam(model, decoding, settings, prompt_length, inputs)
         sampler = RowSampler(decoding, seeds, self._end, self.device)
-        # generate repeats rows only in sampling mode. The sampler leaves one possible token, so
-        # its multinomial draw has one outcome.
-        repeat = UNFILTERED if each > 1 else {"do_sample": False}
-        output = model.generate(**inputs, **settings, **repeat, num_return_sequences=each,
-                                logits_processor=LogitsProcessorList([sampler]))
+        output = model.generate(**inputs, **settings, num_return_sequences=each,
+                                logits_processor=transformers.LogitsProcessorList([sampler]))
         texts = self._texts(output.sequences[:, prompt_length:])
         return list(map(Caption, texts, sampler.logprob.tolist(), sampler.n_tokens.tolist()))
 
@@ -126,9 +115,8 @@ class Captioner:
         """Beam search; log-probabilities from the logits before any processor."""
         settings = settings | {
             "num_beams": decoding.beams, "do_sample": False, "output_logits": True, "output_scores": True,
+            "min_length": None, "min_new_tokens": decoding.min_tokens or None,
             "repetition_penalty": decoding.repetition_penalty}
-        if decoding.min_tokens > 0:
-            settings |= {"min_length": None, "min_new_tokens": decoding.min_tokens}
         output = model.generate(**inputs, **settings)
         tokens = output.sequences[:, prompt_length:]
         scores = model.compute_transition_scores(output.sequences, output.logits,
@@ -141,25 +129,18 @@ class Captioner:
 
     def _texts(self, tokens: torch.Tensor) -> list[str]:
         """Decode new tokens (B, L) up to the first end token; single spaces, no special tokens."""
-        texts = []
-        for row in tokens.tolist():
-            stop = next((i for i, token in enumerate(row) if token in self._end), len(row))
-            texts.append(" ".join(self.tokenizer.decode(row[:stop], skip_special_tokens=True).split()))
-        return texts
+        rows = [itertools.takewhile(lambda token: token not in self._end, row) for row in tokens.tolist()]
+        return [" ".join(self.tokenizer.decode(list(row), skip_special_tokens=True).split()) for row in rows]
 
 
 class Blip(Captioner):
     """BLIP (Li et al. 2022), the paper's captioner: ViT encoder, BERT decoder with cross-attention."""
 
-    model_types = ("blip",)
+    classes, model_types = ("BlipForConditionalGeneration", "BlipProcessor"), ("blip",)
 
-    def _load(self) -> None:
-        from transformers import BlipForConditionalGeneration, BlipProcessor
-
-        self.model = load_transformer(BlipForConditionalGeneration, self)
-        self.processor = load_processor(BlipProcessor, self.folder)
+    def _prepare(self) -> None:
         config = self.model.config.text_config
-        self._start, self._end, self._pad = config.bos_token_id, (config.sep_token_id,), config.pad_token_id
+        self._start, self._end = config.bos_token_id, (config.sep_token_id,)
         check_end_token(config.sep_token_id, self.tokenizer, self.settings.id, "sep_token_id")
         if self._start != (self.tokenizer.bos_token_id or self._start) or self._start >= config.vocab_size:
             raise UserError(f"model {self.settings.id} starts captions with token {self._start}, which is not its "
@@ -174,3 +155,99 @@ class Blip(Captioner):
             self.model.text_decoder, decoding, seeds, len(prompt), input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids), encoder_hidden_states=memory,
             encoder_attention_mask=torch.ones(memory.shape[:-1], dtype=torch.long, device=self.device))
+
+
+# The others encode an image inside ``generate``, which then repeats the encoded rows for the K captions of an image
+# (GIT alone encodes an image again for every caption: its decoder reads the pixels itself).
+
+
+def end_tokens(*sources: Any) -> tuple[int, ...]:
+    """Return all end tokens named by generation configs or tokenizers (an id, a list of ids, or None)."""
+    named = [getattr(source, "eos_token_id", None) for source in sources]
+    return tuple(dict.fromkeys(int(one) for some in named if some is not None for one in np.ravel(some)))
+
+
+class Blip2(Captioner):
+    """BLIP-2 (Li et al. 2023): frozen ViT, Q-Former, and a language model (OPT or T5)."""
+
+    classes, model_types = ("Blip2ForConditionalGeneration", "Blip2Processor"), ("blip-2",)
+    half_on_gpu = True  # billions of weights
+
+    def _prepare(self) -> None:
+        configs = self.model.generation_config, self.model.language_model.generation_config
+        self._end = end_tokens(*configs) or (self.tokenizer.eos_token_id,)
+
+    def _rows(self, images: list[Image.Image], seeds: list[int], each: int, decoding: Decoding) -> list[Caption]:
+        config = self.model.config
+        # The image's tokens come first, even before the start token that the tokenizer adds.
+        row = [config.image_token_index] * config.num_query_tokens + self.tokenizer(decoding.prompt).input_ids
+        input_ids = torch.tensor([row] * len(images), device=self.device)  # (b, L)
+        # An encoder-decoder answers after its start token, a decoder after the whole prompt.
+        prompt_length = 1 if self.model.language_model.config.is_encoder_decoder else len(row)
+        return self._decode(self.model, decoding, seeds, prompt_length, each, pixel_values=self._pixels(images),
+                            input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
+
+
+class Chat(Captioner):
+    """Any image-text-to-text model with a chat template: IDEFICS 2 and 3, LLaVA ...
+
+    The open Flamingo line of the paper's title. The preset's ``prompt`` is the instruction.
+    """
+
+    classes = ("AutoModelForImageTextToText", "AutoProcessor")
+    half_on_gpu = True  # billions of weights
+
+    def _prepare(self) -> None:
+        if not getattr(self.processor, "chat_template", None) and not self.tokenizer.chat_template:
+            raise UserError(f"captioner {self.settings.id} has no chat template: use another adapter")
+        self.tokenizer.padding_side = "left"  # captions start where the prompts end
+        self._end = end_tokens(self.model.generation_config, self.tokenizer)
+
+    def _rows(self, images: list[Image.Image], seeds: list[int], each: int, decoding: Decoding) -> list[Caption]:
+        question = {"type": "text", "text": decoding.prompt or "Describe this picture in one short sentence."}
+        message = [{"role": "user", "content": [{"type": "image"}, question]}]
+        prompt = self.processor.apply_chat_template(message, add_generation_prompt=True)
+        inputs = self.processor(text=[prompt] * len(images), images=[[image] for image in images],
+                                padding=True, return_tensors="pt").to(self.device, self.dtype)
+        return self._decode(self.model, decoding, seeds, inputs.input_ids.shape[1], each, **inputs)
+
+
+class Florence2(Captioner):
+    """Florence-2 (Xiao et al. 2024): DaViT encoder, BART-like encoder and decoder.
+
+    The preset's ``prompt`` is one of its task tokens; ``<CAPTION>`` if none is given.
+    """
+
+    classes, model_types = ("Florence2ForConditionalGeneration", "Florence2Processor"), ("florence2",)
+
+    def _prepare(self) -> None:
+        text = self.model.config.text_config
+        start = self.model.generation_config.decoder_start_token_id
+        # BART's decoder reads its start token and then a forced <s>: both belong to the prompt.
+        self._prompt = [text.decoder_start_token_id if start is None else start, text.bos_token_id]
+        self._end = end_tokens(text)
+        check_end_token(self._end[0], self.tokenizer, self.settings.id)
+
+    def _rows(self, images: list[Image.Image], seeds: list[int], each: int, decoding: Decoding) -> list[Caption]:
+        task = decoding.prompt or "<CAPTION>"
+        inputs = self.processor(text=[task] * len(images), images=images, padding=True,
+                                return_tensors="pt").to(self.device, self.dtype)
+        decoder_ids = torch.tensor([self._prompt] * len(images), device=self.device)
+        return self._decode(self.model, decoding, seeds, len(self._prompt), each, input_ids=inputs.input_ids,
+                            attention_mask=inputs.attention_mask, decoder_input_ids=decoder_ids,
+                            pixel_values=inputs.pixel_values)
+
+
+class Git(Captioner):
+    """GIT (Wang et al. 2022): one decoder over image and text tokens."""
+
+    classes, model_types = ("GitForCausalLM", "GitProcessor"), ("git",)
+
+    def _prepare(self) -> None:
+        self._end = (self.tokenizer.sep_token_id,)
+
+    def _rows(self, images: list[Image.Image], seeds: list[int], each: int, decoding: Decoding) -> list[Caption]:
+        prompt = [self.tokenizer.cls_token_id, *self.tokenizer(decoding.prompt, add_special_tokens=False).input_ids]
+        input_ids = torch.tensor([prompt] * len(images), device=self.device)
+        return self._decode(self.model, decoding, seeds, len(prompt), each, pixel_values=self._pixels(images),
+                            input_ids=input_ids, attention_mask=torch.ones_like(input_ids))

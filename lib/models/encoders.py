@@ -4,55 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from lib.base import UserError
-from lib.models.device import Batches, pick_device, pick_dtype
-from lib.models.hub import folder_of, wanted
-from lib.models.loading import check_clip_text, check_tokenizer, finite, load_processor, load_transformer, loading
-from lib.models.types import as_pil
-from lib.presets import EncoderSettings
+from lib.models import as_pil
+from lib.models.local import LocalModel, check_text_tower
 
 
-class Encoder:
-    """What every encoder shares: batches, distinct texts once, the check that numbers are finite.
+class Encoder(LocalModel):
+    """What every encoder shares: batches, and the check that numbers are finite.
 
     A subclass embeds one batch, (b, d), in ``_images`` and ``_texts``, or says that it does not read these.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ()
     reads_images: ClassVar[bool] = True
     reads_texts: ClassVar[bool] = True
-    model: Any
-    tokenizer: Any = None
-
-    def __init__(self, settings: EncoderSettings, device: str | torch.device | None = None) -> None:
-        self.settings = settings
-        self.device = pick_device(device)
-        # Similarities are compared closely, and float32 is cheap here.
-        self.dtype = pick_dtype(settings.dtype, self.device, half_on_gpu=False)
-        self.folder = folder_of(wanted(settings)[0])
-        self._batches = Batches(settings.batch_size, f"encoder {settings.id}")
-        with loading(settings.id):
-            self._load()
 
     def _load(self) -> None:
-        """Load what AutoModel and the Auto processors know."""
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-
-        self.model = load_transformer(AutoModel, self)
+        self.model = self._network(AutoModel)
         if self.reads_images:
-            self._preprocess = load_processor(AutoImageProcessor, self.folder)
+            self._preprocess = self._processor(AutoImageProcessor)
         if self.reads_texts:
             self.tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
             config = self.model.config.get_text_config()
             # Texts longer than the position table are cut, whatever the tokenizer's files say.
             self._longest = min(self.tokenizer.model_max_length, config.max_position_embeddings)
-            check_tokenizer(self.tokenizer, config.vocab_size, self.settings.id)
+            check_text_tower(config, self.tokenizer, self.settings.id)
 
     def embed_images(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
         """Return raw embeddings, float32 (B, d). images: PIL, or uint8 arrays (H, W, 3)."""
@@ -61,21 +43,18 @@ class Encoder:
         return self._embed(len(images), lambda rows: self._images([as_pil(image) for image in images[rows]]))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return raw embeddings, float32 (B, d); each distinct text is encoded once."""
+        """Return raw embeddings, float32 (B, d)."""
         if not self.reads_texts:
             raise UserError(f"encoder {self.settings.id} embeds images only: choose another for text reconstruction")
-        distinct = list(dict.fromkeys(texts))
-        place = {text: i for i, text in enumerate(distinct)}
-        embedded = self._embed(len(distinct), lambda rows: self._texts(distinct[rows]))
-        return embedded[[place[text] for text in texts]]
+        return self._embed(len(texts), lambda rows: self._texts(list(texts[rows])))
 
     def _embed(self, n: int, work: Callable[[slice], torch.Tensor]) -> np.ndarray:
         """Run ``work`` in batches and check the numbers."""
         if n == 0:
             return np.zeros((0, 0), np.float32)
         with torch.inference_mode():
-            result = np.concatenate(self._batches.run(n, lambda rows: work(rows).float().cpu().numpy()))
-        finite(result, f"encoder {self.settings.id} in {self.dtype}", 'set dtype = "float32" in the preset')
+            result = np.concatenate(self._run(n, lambda rows: work(rows).float().cpu().numpy()))
+        self._check_finite(result)
         return result
 
 
@@ -86,10 +65,7 @@ class Clip(Encoder):
     """
 
     model_types = ("clip",)
-
-    def _load(self) -> None:
-        super()._load()
-        check_clip_text(self.model.config.text_config, self.tokenizer, self.settings.id)
+    masked: ClassVar[bool] = True
 
     def _images(self, images: list[Image.Image]) -> torch.Tensor:
         inputs = self._preprocess(images, return_tensors="pt").to(self.device, self.dtype)
@@ -99,25 +75,16 @@ class Clip(Encoder):
     def _texts(self, texts: list[str]) -> torch.Tensor:
         # A fixed length, so that a row's numbers do not depend on its neighbours' lengths.
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self._longest,
-                                return_tensors="pt").to(self.device)
+                                return_attention_mask=self.masked, return_token_type_ids=False, return_tensors="pt")
         tower = self.model.get_text_features if self.settings.projected else self.model.text_model
-        return tower(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+        return tower(**tokens.to(self.device)).pooler_output
 
 
-class Siglip(Encoder):
-    """SigLIP (Zhai et al. 2023) and SigLIP 2: CLIP's towers under a sigmoid loss, no projection."""
+class Siglip(Clip):
+    """SigLIP (Zhai et al. 2023) and SigLIP 2: CLIP's towers under a sigmoid loss."""
 
     model_types = ("siglip", "siglip2")
-
-    def _images(self, images: list[Image.Image]) -> torch.Tensor:
-        inputs = self._preprocess(images, return_tensors="pt").to(self.device, self.dtype)
-        return self.model.get_image_features(**inputs).pooler_output
-
-    def _texts(self, texts: list[str]) -> torch.Tensor:
-        # Trained on full-length padding without a mask.
-        tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self._longest,
-                                return_tensors="pt")
-        return self.model.get_text_features(input_ids=tokens.input_ids.to(self.device)).pooler_output
+    masked = False  # trained on full-length padding without one
 
 
 class Dino(Encoder):

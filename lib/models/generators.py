@@ -8,38 +8,33 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+from transformers import CLIPImageProcessorPil
 
 from lib.base import UserError
-from lib.models.device import Batches, pick_device, pick_dtype
+from lib.models import Images
 from lib.models.hub import folder_of, wanted
-from lib.models.loading import check_clip_text, check_tokenizer, finite, loading, quiet
-from lib.models.types import Images
+from lib.models.local import LocalModel, check_text_tower
 from lib.presets import GeneratorSettings
 
 log = logging.getLogger(__name__)
 
-# Arguments of a pipeline's call that options cannot set, and the field of a preset that does.
-_GIVEN = {"num_inference_steps": "steps", "guidance_scale": "guidance", "height": "size", "width": "size",
-          **dict.fromkeys(("prompt", "generator", "latents", "num_images_per_prompt", "output_type", "return_dict"))}
+# Arguments of a pipeline's call that options cannot set: they come from the preset's fields, or with each image.
+_GIVEN = {"num_inference_steps", "guidance_scale", "height", "width", "prompt", "generator", "latents",
+          "num_images_per_prompt", "output_type", "return_dict"}
 
 
-class Diffusers:
+class Diffusers(LocalModel):
     """A diffusers pipeline, called with prompts and one noise generator for each image."""
 
-    def __init__(self, settings: GeneratorSettings, device: str | torch.device | None = None) -> None:
-        self.settings = settings
-        self.device = pick_device(device)
-        self.folder = folder_of(wanted(settings)[0])
-        # Pipelines around a U-Net (Stable Diffusion 1, SDXL, LCM) are used in float16 everywhere;
-        # the text encoders of later ones (T5) overflow in it.
-        self.dtype = pick_dtype(settings.dtype, self.device, half_on_gpu=True,
-                                may_overflow=not (self.folder / "unet").is_dir())
-        self._batches = Batches(settings.batch_size, f"generator {settings.id}")
-        with loading(settings.id):
-            self.pipeline = self._load()
-        self._accepted = set(inspect.signature(self.pipeline.__call__).parameters)
+    half_on_gpu = True
+
+    def _load(self) -> None:
+        """Load the pipeline and check that it takes what the preset says."""
+        self.pipeline = self._load_pipeline()
+        self._accepted = inspect.signature(self.pipeline.__call__).parameters
         self._check_settings()
         self.tokenizer = getattr(self.pipeline, "tokenizer", None)
         pairs = [(getattr(self.pipeline, f"tokenizer{end}", None), getattr(self.pipeline, f"text_encoder{end}", None))
@@ -48,10 +43,8 @@ class Diffusers:
         self._readers = [(tokenizer, self._longest(tokenizer, encoder.config))
                          for tokenizer, encoder in pairs if tokenizer is not None and encoder is not None]
 
-    def _load(self) -> Any:
+    def _load_pipeline(self) -> Any:
         """Load the pipeline, its scheduler and its LoRA, and move it to the device."""
-        import diffusers
-
         settings = self.settings
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             self.folder, dtype=self.dtype, variant=settings.variant, local_files_only=True, use_safetensors=True,
@@ -73,9 +66,6 @@ class Diffusers:
 
     def _safety_checker(self) -> dict[str, Any]:
         """Arguments that switch a pipeline's safety checker off, or make sure that it is there."""
-        import diffusers
-        from transformers import CLIPImageProcessorPil
-
         index = diffusers.DiffusionPipeline.load_config(self.folder, local_files_only=True)
         if not self.settings.safety_checker:
             absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -91,18 +81,13 @@ class Diffusers:
         kind = type(pipeline).__name__
         if "prompt" not in self._accepted:
             raise UserError(f"model {settings.id} is a {kind}, which takes no prompt: choose a text-to-image pipeline")
-        for name in settings.options:
-            if name not in self._accepted:
-                raise UserError(f"generator {settings.id}: options has {name!r}, which is no argument of a {kind}: "
-                                "remove it")
-            if name in _GIVEN:
-                raise UserError(f"generator {settings.id}: options cannot have {name!r}: "
-                                + (f"set {_GIVEN[name]}" if _GIVEN[name] else "remove it, each image has its own"))
+        if wrong := settings.options.keys() - (self._accepted.keys() - _GIVEN):
+            raise UserError(f"generator {settings.id}: options has {', '.join(sorted(wrong))}, which a {kind} does not "
+                            "take or the preset sets by its own fields (steps, guidance, size): remove it")
         # Diffusion transformers read patches of 2 x 2 latents.
         factor = pipeline.vae_scale_factor * (2 if getattr(pipeline, "transformer", None) is not None else 1)
         if settings.size % factor:
-            raise UserError(f"generator {settings.id}: size = {settings.size} is no multiple of {factor}, which a "
-                            f"{kind} needs")
+            raise UserError(f"generator {settings.id}: size = {settings.size} is no multiple of {factor}, as {kind} needs")
         schedule = pipeline.scheduler.config
         most = schedule.get("original_inference_steps") or schedule.get("num_train_timesteps") or settings.steps
         if settings.steps > most:
@@ -110,28 +95,23 @@ class Diffusers:
 
     def _longest(self, tokenizer: Any, config: Any) -> int:
         """How many tokens a text encoder reads; UserError where its tokenizer does not fit it."""
+        config = config.get_text_config()
+        check_text_tower(config, tokenizer, self.settings.id)
         if config.model_type.startswith("clip"):
-            check_clip_text(config, tokenizer, self.settings.id)
             # The pipeline pads to this; some tokenizers' files do not state it.
             tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
             return tokenizer.model_max_length
-        check_tokenizer(tokenizer, config.get_text_config().vocab_size, self.settings.id)
-        usual = inspect.signature(self.pipeline.__call__).parameters.get("max_sequence_length")
-        return int(self.settings.options.get("max_sequence_length", usual.default if usual else
-                                             tokenizer.model_max_length))
+        usual = self._accepted.get("max_sequence_length")
+        return self.settings.options.get("max_sequence_length", usual.default if usual else tokenizer.model_max_length)
 
     def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Images:
-        """Return one image for each (text, seed); none depends on another. Seeds in [0, 2**63).
+        """Return one image for each (text, seed), seeds in [0, 2**63); none depends on another.
 
         The noise comes from the CPU, so that it is the same on every device.
-        Raises UserError if the pixels are not finite.
         """
-        size = self.settings.output_size
-        if not texts:
-            return Images(np.zeros((0, size, size, 3), np.uint8), np.zeros(0, bool), np.zeros(0, bool))
         truncated = self._truncated(texts)
         with torch.inference_mode():
-            parts = self._batches.run(len(texts), lambda rows: self._draw(list(texts[rows]), seeds[rows]))
+            parts = self._run(len(texts), lambda rows: self._draw(list(texts[rows]), seeds[rows]))
         pixels, flagged = (np.concatenate(part) for part in zip(*parts, strict=True))
         return Images(pixels, flagged, truncated)
 
@@ -145,8 +125,7 @@ class Diffusers:
             "generator": [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]}
         pipeline = copy.copy(self.pipeline)  # a scheduler counts its steps: each thread needs its own
         pipeline.scheduler = copy.deepcopy(pipeline.scheduler)
-        with quiet():  # of cut prompts it would say each time what ``_truncated`` says once
-            output = pipeline(**{k: v for k, v in arguments.items() if k in self._accepted})
+        output = pipeline(**{k: v for k, v in arguments.items() if k in self._accepted})
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(texts)
         return self._to_uint8(output.images), np.array(flags, dtype=bool)
 
@@ -155,8 +134,7 @@ class Diffusers:
         images, size = images.float(), self.settings.output_size
         if tuple(images.shape[-2:]) != (size, size):
             images = torch.nn.functional.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
-        finite(images, f"generator {self.settings.id} in {self.dtype}",
-               'set dtype = "bfloat16" or "float32" in the preset')
+        self._check_finite(images)
         return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
     def _truncated(self, texts: Sequence[str]) -> np.ndarray:
@@ -171,10 +149,7 @@ class Diffusers:
 
 
 def _decode_again_in_float32(vae: Any) -> None:
-    """Let an autoencoder decode a batch in float32 where it overflows in float16, in place.
-
-    Decoders have activations near float16's end (65,504): one image in many thousands would end a run.
-    """
+    """Let an autoencoder decode a batch in float32 where it overflows in float16: one image in many thousands."""
     decode = vae.decode
 
     def decode_again(latents: torch.Tensor, *arguments: Any, **options: Any) -> Any:
@@ -195,11 +170,10 @@ def _fuse_lora(pipeline: Any, settings: GeneratorSettings) -> None:
     """Fold a LoRA (such as LCM-LoRA) into the pipeline's weights; UserError where none of it fits."""
     folder = folder_of(wanted(settings)[1])
     files = sorted(file.name for file in folder.glob("*.safetensors"))
-    usual = "pytorch_lora_weights.safetensors"
-    if len(files) != 1 and usual not in files:
-        raise UserError(f"lora {settings.lora} holds {len(files)} weight files ({', '.join(files) or 'none'}): keep "
-                        f"one, or name the right one {usual}")
-    pipeline.load_lora_weights(str(folder), weight_name=usual if usual in files else files[0])
+    if len(files) != 1:
+        raise UserError(f"lora {settings.lora} holds {len(files)} weight files ({', '.join(files) or 'none'}): name a "
+                        "folder that holds one")
+    pipeline.load_lora_weights(str(folder), weight_name=files[0])
     changes = [weight for part in pipeline.components.values() if isinstance(part, torch.nn.Module)
                for name, weight in part.named_parameters() if "lora_B" in name]
     if not any(bool(weight.any()) for weight in changes):

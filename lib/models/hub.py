@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,11 @@ class Wanted:
     skipped: tuple[str, ...] = ()
 
     @property
-    def place(self) -> Path:
-        """The folder that the id would mean."""
-        return ROOT / Path(self.id).expanduser()
-
-    @property
-    def local(self) -> bool:
-        """Whether the id means a folder rather than ``owner/name`` on the hub."""
-        return self.id.startswith(("/", ".", "~")) or self.id.count("/") != 1 or self.place.is_dir()
+    def place(self) -> Path | None:
+        """The folder that the id means; None where it means ``owner/name`` on the hub."""
+        folder = ROOT / Path(self.id).expanduser()
+        local = self.id.startswith(("/", ".", "~")) or self.id.count("/") != 1 or folder.is_dir()
+        return folder if local else None
 
     def snapshot(self, **options: Any) -> Any:
         """Return what ``snapshot_download`` gives for these files."""
@@ -78,16 +74,10 @@ def wanted(settings: ModelSettings) -> list[Wanted]:
 
 
 def folder_of(model: Wanted) -> Path:
-    """Return the folder that holds a model, fetching it from the hub if that is allowed.
-
-    Raises UserError in one line, with the size where it is known, if the model cannot be had.
-    """
+    """Return the folder that holds a model, fetched if need be; UserError, with its size, if it cannot be had."""
     folder = _present(model)
-    if not model.local:
+    if model.place is None:
         return folder or _fetch(model)
-    if folder is None and model.place.is_dir():
-        raise UserError(f"model folder {model.place} lacks *.safetensors or folders of its parts (pickles are never "
-                        f"read: convert them); {HINT}")
     if folder is None:
         remedy = (f"make it{_size(model)} with ./run_all.sh --fetch --preset PRESET" if model.id == BLIP_FOLDER else
                   "restore it with git checkout, or check the id in the preset (a folder, or owner/name on the hub)")
@@ -100,35 +90,15 @@ def folder_of(model: Wanted) -> Path:
 
 
 def _present(model: Wanted) -> Path | None:
-    """The folder of a model that is complete on this machine, else None."""
+    """The folder of a model on this machine; None where it is absent, or its download was cut off."""
+    if model.place is not None:
+        return model.place if model.place.is_dir() else None
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = model.place if model.local else Path(model.snapshot(local_files_only=True))
-    except (LocalEntryNotFoundError, FileNotFoundError):
+        return Path(model.snapshot(local_files_only=True))
+    except LocalEntryNotFoundError:
         return None
-    return folder if _complete(folder, model) else None
-
-
-def _complete(folder: Path, model: Wanted) -> bool:
-    """Whether a folder holds weights for every part: a fetch may be cut off, or a cache hold another variant."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        return _has_weights(folder, folder, model.patterns)
-    parts = [name for name, value in json.loads(index.read_text(encoding="utf-8")).items()
-             if isinstance(value, list) and any(value) and f"{name}/*" not in model.skipped]
-    return all(_has_weights(folder / name, folder, model.patterns) if (folder / name / "config.json").is_file()
-               else (folder / name).is_dir() for name in parts)
-
-
-def _has_weights(part: Path, root: Path, patterns: Sequence[str]) -> bool:
-    """Whether one network has its file of weights or all shards of them."""
-    from huggingface_hub.utils import filter_repo_objects
-
-    files = [file.relative_to(root).as_posix() for file in part.glob("*.safetensors")]
-    chosen = list(filter_repo_objects(files, allow_patterns=list(patterns)))
-    totals = [name.split("-of-")[1][:5] for name in chosen if "-of-" in name]
-    return len(chosen) > len(totals) or any(totals.count(total) == int(total) for total in totals)
 
 
 def _fetch(model: Wanted) -> Path:
@@ -137,15 +107,11 @@ def _fetch(model: Wanted) -> Path:
         if not _connected():
             raise ConnectionError("the hub cannot be reached, or HF_HUB_OFFLINE is set")
         log.warning("fetching %s from the hub%s", model.id, _size(model))
-        folder = Path(model.snapshot())
+        return Path(model.snapshot())
     except Exception as error:  # the client raises many kinds, with long explanations; all mean: not fetched
         raise UserError(f"model {model.id} is missing{_size(model)}: {' '.join(str(error).split())[:400]}; check the id "
                         "and revision in the preset, fetch it ahead with ./run_all.sh --fetch --preset PRESET on a "
                         f"connected machine, or give a local folder as its id; {HINT}") from error
-    if not _complete(folder, model):
-        raise UserError(f"model {model.id} lacks *.safetensors of some of its parts: set variant in the preset if it "
-                        'has them under another ending (such as "fp16"), or choose another model')
-    return folder
 
 
 def _connected() -> bool:
@@ -172,11 +138,11 @@ def missing_models(preset: Preset) -> list[tuple[str, int]]:
     sizes, connected = [], _connected()
     for model in _absent(preset):
         size = int(1e9 * GB.get(model.id, 0))
-        if model.local and model.id != BLIP_FOLDER:
-            folder_of(model)
-        elif connected and not model.local:
+        if model.place is None and connected:
             with contextlib.suppress(Exception):  # no such model: the fetch itself says so
                 size = sum(file.file_size or 0 for file in model.snapshot(dry_run=True) if file.will_download)
+        elif model.place is not None and model.id != BLIP_FOLDER:
+            folder_of(model)
         sizes.append((model.id, size))
     return sizes
 
@@ -187,7 +153,7 @@ def fetch_models(preset: Preset) -> None:
         if model.id == BLIP_FOLDER:
             from lib.models.convert import fetch_blip
 
-            fetch_blip(model.place)
+            fetch_blip(ROOT / BLIP_FOLDER)
         else:
             folder_of(model)
 
@@ -221,10 +187,10 @@ def weights_fingerprint(settings: ModelSettings) -> str | None:
 
 def _fingerprint(model: Wanted) -> str | None:
     """The fingerprint of one folder or hub model."""
-    if not model.local and model.revision is not None:
+    if model.place is None and model.revision is not None:
         return f"{model.id}@{model.revision}"
     folder = _present(model)
-    if folder is None or not model.local:
+    if folder is None or model.place is None:
         return folder and f"{model.id}@{folder.name}"
     digest, kinds = hashlib.sha256(), (".safetensors", *(pattern[1:] for pattern in SMALL_FILES))
     for file in sorted(file for file in folder.rglob("*") if file.suffix in kinds and file.is_file()):

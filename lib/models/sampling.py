@@ -15,29 +15,18 @@ from transformers import LogitsProcessor
 
 from lib.presets import Decoding
 
-
-def _signed(x: int) -> int:
-    """An integer modulo 2**64, as int64."""
-    x &= (1 << 64) - 1
-    return x - (1 << 64) if x >> 63 else x
-
-
-# SplitMix64 (Steele, Lea and Flood, 2014): the golden-ratio increment and the two multipliers,
-# as signed numbers, because torch computes int64 modulo 2**64.
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_MULTIPLIERS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
-
-
-def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical right shift of int64 (torch's own shift copies the sign bit)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+# SplitMix64 (Steele, Lea and Flood, 2014): its increment 0x9E3779B97F4A7C15 and its two multipliers, as the signed
+# numbers that torch computes with, modulo 2**64.
+_INCREMENT = -7046029254386353131
+_MULTIPLIERS = -4658895280553007687, -7723592293110705685
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
     """SplitMix64's finaliser: a bijection of 64-bit numbers that scatters close inputs."""
-    x = (x ^ _shift_right(x, 30)) * _MULTIPLIERS[0]
-    x = (x ^ _shift_right(x, 27)) * _MULTIPLIERS[1]
-    return x ^ _shift_right(x, 31)
+    for bits, multiplier in zip((30, 27, 31), (*_MULTIPLIERS, 1), strict=True):
+        shifted = (x >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift: torch's own copies the sign bit
+        x = (x ^ shifted) * multiplier
+    return x
 
 
 def gumbel_noise(seeds: torch.Tensor, step: int, n_tokens: int) -> torch.Tensor:
@@ -46,9 +35,9 @@ def gumbel_noise(seeds: torch.Tensor, step: int, n_tokens: int) -> torch.Tensor:
     seeds: int64 (B,), each in [0, 2**63). Counter-based, unlike ``torch.Generator``: the same numbers on
     every device, and no host loop over rows at every step.
     """
-    tokens = torch.arange(1, n_tokens + 1, device=seeds.device)
-    keys = _mix(seeds + _signed(_GOLDEN * (step + 1)))  # (B,)
-    bits = _shift_right(_mix(keys[:, None] + _GOLDEN * tokens), 12)  # (B, V), 52 random bits
+    counts = torch.arange(1, max(n_tokens, step + 1) + 1, device=seeds.device)
+    keys = _mix(seeds + _INCREMENT * counts[step])  # (B,)
+    bits = (_mix(keys[:, None] + _INCREMENT * counts[:n_tokens]) >> 12) & ((1 << 52) - 1)  # (B, V), 52 random bits
     # The half keeps u strictly inside (0, 1): with 52 bits both ends are exact in float64.
     return -torch.log(-torch.log((bits.double() + 0.5) * 2.0**-52))
 

@@ -31,7 +31,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.models import load_captioner, load_encoder, load_generator
-from lib.models.device import pick_device
+from lib.models.local import pick_device
 from lib.presets import Preset, load_preset
 from tests.full_size import build_all
 
