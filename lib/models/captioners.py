@@ -70,8 +70,7 @@ class Captioner(LocalModel):
                 for row, asked in zip(captions, seeds, strict=True)]
 
     def _batch(self, images: Sequence[Any], rows: list[tuple[int, int]], decoding: Decoding) -> list[Caption]:
-        """Caption rows (image, seed): every image is encoded once and gets equally many rows, of which the
-        surplus is dropped."""
+        """Caption rows (image, seed): each image is encoded once for equally many rows, the surplus is dropped."""
         seeds: dict[int, list[int]] = {i: [] for i, _ in rows}
         for i, seed in rows:
             seeds[i].append(seed)

@@ -36,8 +36,7 @@ def fetch_blip(target: Path, url: str = BLIP_URL, same: tuple[str, str | None] =
     checkpoint = Path(pooch.retrieve(url, None, path=target.parent, fname=Path(url).name, progressbar=True))
     small = Path(snapshot_download(same[0], revision=same[1], allow_patterns=list(SMALL_FILES)))
     convert_blip(checkpoint, small, target)
-    source = {"source": url, "revision": pooch.file_hash(str(checkpoint))}
-    (target / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+    (target / "source.json").write_text(json.dumps({"source": url, "revision": pooch.file_hash(str(checkpoint))}))
     checkpoint.unlink()
 
 

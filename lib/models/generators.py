@@ -39,8 +39,8 @@ class Diffusers(LocalModel):
         self.tokenizer = getattr(self.pipeline, "tokenizer", None)
         pairs = [(getattr(self.pipeline, f"tokenizer{end}", None), getattr(self.pipeline, f"text_encoder{end}", None))
                  for end in ("", "_2", "_3")]
-        # (tokenizer, how many tokens its text encoder reads)
-        self._readers = [(tokenizer, self._longest(tokenizer, encoder.config))
+        # (tokenizer, how many tokens its text encoder reads); a copy, since each call may change a tokenizer's padding
+        self._readers = [(copy.deepcopy(tokenizer), self._longest(tokenizer, encoder.config))
                          for tokenizer, encoder in pairs if tokenizer is not None and encoder is not None]
 
     def _load_pipeline(self) -> Any:

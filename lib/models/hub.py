@@ -79,8 +79,9 @@ def folder_of(model: Wanted) -> Path:
     if model.place is None:
         return folder or _fetch(model)
     if folder is None:
-        remedy = (f"make it{_size(model)} with ./run_all.sh --fetch --preset PRESET" if model.id == BLIP_FOLDER else
-                  "restore it with git checkout, or check the id in the preset (a folder, or owner/name on the hub)")
+        remedy = "restore it with git checkout, or check the id in the preset (a folder, or owner/name on the hub)"
+        if model.id == BLIP_FOLDER:
+            remedy = f"make it (about {GB[model.id]} GB) with ./run_all.sh --fetch --preset PRESET"
         raise UserError(f"model folder {model.place} is missing: {remedy}; {HINT}")
     for index in folder.rglob("*.safetensors.index.json"):
         if (whole := index.with_name(index.name.removesuffix(".index.json"))).is_file():
@@ -103,13 +104,14 @@ def _present(model: Wanted) -> Path | None:
 
 def _fetch(model: Wanted) -> Path:
     """Fetch a model from the hub. Raises UserError in one line if it cannot be had."""
+    size = f" (about {GB[model.id]} GB)" if model.id in GB else ""
     try:
         if not _connected():
             raise ConnectionError("the hub cannot be reached, or HF_HUB_OFFLINE is set")
-        log.warning("fetching %s from the hub%s", model.id, _size(model))
+        log.warning("fetching %s from the hub%s", model.id, size)
         return Path(model.snapshot())
     except Exception as error:  # the client raises many kinds, with long explanations; all mean: not fetched
-        raise UserError(f"model {model.id} is missing{_size(model)}: {' '.join(str(error).split())[:400]}; check the id "
+        raise UserError(f"model {model.id} is missing{size}: {' '.join(str(error).split())[:400]}; check the id "
                         "and revision in the preset, fetch it ahead with ./run_all.sh --fetch --preset PRESET on a "
                         f"connected machine, or give a local folder as its id; {HINT}") from error
 
@@ -122,11 +124,6 @@ def _connected() -> bool:
         return not constants.HF_HUB_OFFLINE and get_session().head(constants.ENDPOINT, timeout=10) is not None
     except Exception:  # its HTTP library has many kinds; all mean: no answer
         return False
-
-
-def _size(model: Wanted) -> str:
-    """The download size in words, if it is known."""
-    return f" (about {GB[model.id]} GB)" if model.id in GB else ""
 
 
 def missing_models(preset: Preset) -> list[tuple[str, int]]:
