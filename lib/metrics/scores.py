@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -151,18 +152,18 @@ def check_metrics(metrics: Iterable[str]) -> list[str]:
 
 def _table(batch: Batch, references: References, names: Sequence[str]) -> pd.DataFrame:
     """Return the columns, and in ``attrs`` what has no value and why."""
-    if "meteor" in names and batch.pairs:
-        shared_meteor()  # loads for some seconds while the others are computed
     here, found, missing = available(), {}, {}
-    for family, scorer in _SCORERS.items():
-        wanted = [name for name in family if name in names]
-        try:
-            if wanted and batch.pairs and not here[family[0]]:
-                found |= scorer(batch, references)
+    wanted = [family for family in _SCORERS if set(family).intersection(names)]
+    with ThreadPoolExecutor(2) as pool:  # METEOR's Java and the others side by side
+        running = {family: pool.submit(_SCORERS[family], batch, references)
+                   for family in wanted if batch.pairs and not here[family[0]]}
+        for family in wanted:
             reason = here[family[0]]
-        except Missing as why:
-            reason = str(why)
-        missing |= dict.fromkeys(wanted, reason) if reason else {}
+            try:
+                found |= running[family].result() if family in running else {}
+            except Missing as why:
+                reason = str(why)
+            missing |= {name: reason for name in family if name in names and reason}
     empty = np.full(len(batch.pairs), math.nan)
     columns = {name: np.append(found.get(name, empty), math.nan)[batch.place] for name in names}
     table = pd.DataFrame(columns, index=batch.index, dtype=np.float64)
@@ -219,6 +220,6 @@ def _spice_spacy(batch: Batch, references: References) -> dict[str, list[float]]
 
 
 _SCORERS: Mapping[tuple[str, ...], Callable[[Batch, References], Mapping[str, Sequence[float]]]] = {
+    ("meteor",): _meteor,  # first: it takes longest
     CAPTION_SCORES[:4]: _bleu, ("cider", "cider_d"): _cider, ("rouge_l",): _rouge, ("spice_spacy",): _spice_spacy,
-    ("spice",): lambda batch, references: {"spice": spice_official.scores(batch.pairs)},
-    ("meteor",): _meteor}  # last: its process loads while the others are computed
+    ("spice",): lambda batch, references: {"spice": spice_official.scores(batch.pairs)}}
