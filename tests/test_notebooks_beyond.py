@@ -13,7 +13,7 @@ from PIL import Image
 from test_notebooks_cases import COCO, claims_of, notebook, own_folder, own_texts, text_of, without_scores
 
 from lib.base import stable_seed
-from lib.models import Images
+from lib.models import Caption, Images
 from lib.roundtrip.run import ranked
 
 __all__ = ["notebook"]  # the fixture
@@ -59,6 +59,12 @@ class Drawn:
         keys = seeds if self.by == "noise" else [stable_seed(text) for text in texts]
         return Images.of(np.stack([np.random.default_rng(key).integers(0, 255, (4, 4, 3), np.uint8) for key in keys]))
 
+    def caption(self, images: Any, seeds: Any, decoding: Any) -> list[list[Caption]]:
+        return [[Caption("a red ball", -1.0, 3)] for _ in images]
+
+    def embed_texts(self, texts: Any) -> np.ndarray:
+        return np.stack([np.random.default_rng(stable_seed(text)).normal(size=8) for text in texts])
+
     def embed_images(self, images: Any) -> np.ndarray:
         pixels = [np.asarray(Image.fromarray(np.asarray(image)).convert("RGB").resize((4, 4)), float) for image in images]
         return np.stack(pixels).reshape(len(pixels), -1) - 127.0
@@ -67,7 +73,7 @@ class Drawn:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch):
     def by(what: str) -> None:
-        for name in ("load_generator", "load_encoder"):
+        for name in ("load_captioner", "load_generator", "load_encoder"):
             monkeypatch.setattr(f"lib.models.{name}", lambda settings: Drawn(what))
     return by
 
@@ -148,13 +154,13 @@ def test_own_data_say_what_is_missing(notebook, drawn, tmp_path: Path, capsys, m
     dataset, reason = make(tmp_path)
     drawn("noise")
     planted.write("mini", dataset, 0, 3, change=without_scores)
-    for number, options in (("09", FREE), ("10", {}), ("11", {}), ("14", {})):
+    for number, options in (("09", FREE), ("10", {}), ("11", {}), ("13", {"ROUNDS": 2}), ("14", {})):
         names = notebook(number, DATASET=dataset, N_CANDIDATES=3, **options)
         assert reason in capsys.readouterr().out + text_of(names)
 
 
 def test_two_sources_and_two_candidates_are_insufficient(notebook, drawn) -> None:
     drawn("noise"), planted.write("mini", COCO, 2, 2)
-    for number, options in (("09", FREE), ("10", {}), ("11", {}), ("14", {})):
+    for number, options in (("09", FREE), ("10", {}), ("11", {}), ("13", {"ROUNDS": 2}), ("14", {})):
         names = notebook(number, DATASET=COCO, N_SOURCES=2, N_CANDIDATES=2, **options)
         assert set(verdicts(names, "")) == {"insufficient data"}
