@@ -54,7 +54,7 @@ def compare(run: Run, again: Batch) -> pd.DataFrame:
     best, kept = (ranked(both.assign(similarity=both[name]))["selected"] for name in ("similarity", "similarity_kept"))
     same, turned, sources = both[said] == both[f"{said}_kept"], both.loc[best != kept, "item"], both["item"].nunique()
     checks = {"rows absent or with another seed": (len(again.rows) - len(both), 0),
-              f"captions that differ, of {len(both)}": ((~same).sum(), max(FLIPS * len(both), len(both) > 1)),
+              f"captions that differ, of {len(both)}": ((~same).sum(), max(FLIPS * len(both), int(len(both) > 1))),
               f"sources with another best candidate, of {sources}": (turned.nunique(), max(1, FLIPS * sources))}
     for name, tolerance in TOLERANCES.items():
         pair = both.loc[same, [name, f"{name}_kept"]].to_numpy(float).T
