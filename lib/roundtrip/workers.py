@@ -179,10 +179,12 @@ def _processes(workers: int, load: Load) -> Iterator[Start]:
 
 def _begin(threads: int) -> None:
     """Begin the life of a worker process."""
+    import torch  # slow to import, and only needed where models are loaded
+
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when torch is imported, thus in load()
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
 
 
 @contextlib.contextmanager

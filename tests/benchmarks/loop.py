@@ -1,6 +1,6 @@
 """How fast are our round trips beside loops over the same models? Three arms, interleaved in one process.
 
-    python -m tests.benchmarks.loop [--sources 32] [--rounds 5]
+    python -m tests.benchmarks.loop [--sources 64] [--rounds 5] [--levers]
 
 - *documented*: one image, one caption a call, as the pages of transformers and diffusers show it;
 - *strong*: a hand-written loop with batches across sources, everything in memory: no rows, no files, no resume;
@@ -17,7 +17,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,38 @@ def embed(by: Callable[[list[Any]], list[np.ndarray]], things: list[Any], at_onc
     return [np.concatenate(parts) for parts in zip(*(by([thing]) for thing in things), strict=True)]
 
 
-def ours(models: Models, preset: Preset, task: str, n: int) -> None:
+def ours(models: Models, preset: Preset, task: str, n: int, workers: int = 1) -> None:
     """A run of n sources on disk, from planning to its last shard."""
     with tempfile.TemporaryDirectory() as folder:
         run = plan_run(preset, load_dataset("picturebook-coco").subset(n, 0), task, K, 0, Path(folder))
-        run.execute(models=models, progress=False)
+        run.execute(workers, models=models if workers == 1 else None, progress=False)
+
+
+def changed(preset: Preset, part: str = "", **update: Any) -> Preset:
+    """The preset with other values, of itself or of one part."""
+    inner = getattr(preset, part).model_copy(update=update) if part else None
+    return preset.model_copy(update={part: inner} if part else update)
+
+
+def measure(arms: Mapping[str, tuple[int, Callable[[], Any]]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds a source of every arm, once each in every round after a first that only warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(rounds + 1):
+        for name, (n, work) in arms.items():
+            begun = time.perf_counter()
+            with torch.inference_mode():
+                work()
+            if turn:
+                taken[name].append(1000 * (time.perf_counter() - begun) / n)
+    return taken
+
+
+def tell(task: str, taken: Mapping[str, list[float]]) -> None:
+    """Print one line for each arm: median (range), and how ours compares, as the median of the rounds' ratios."""
+    for name, values in taken.items():
+        ratio = statistics.median(a / b for a, b in zip(values, taken["ours"], strict=True))
+        print(f"| {task} | {name} | {statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f}) | "
+              f"{ratio:.2f} x |", flush=True)
 
 
 def main() -> None:
@@ -126,32 +154,26 @@ def main() -> None:
     parser.add_argument("--sources", type=int, default=64)
     parser.add_argument("--slow", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--levers", action="store_true", help="what each setting of ours is worth, instead of the loops")
     flags = parser.parse_args()
     Run._score = lambda self, *_: None  # scores are excluded from all arms
-    preset = load_preset("mini")
+    preset, n = load_preset("mini"), flags.sources
     models = load_models(preset)
-    plain, items = Plain(models, preset), load_dataset("picturebook-coco").subset(flags.sources, 0).items
-    print(f"preset mini, {K} candidates, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-          f"torch {torch.__version__}; {flags.rounds} interleaved rounds; ms a source: median (range)\n\n"
-          "| task | documented loop | strong loop | ours | ours against documented | ours against strong |\n"
-          "|---|---|---|---|---|---|")
+    plain, items = Plain(models, preset), load_dataset("picturebook-coco").subset(n, 0).items
+    print(f"preset mini, {K} candidates, {n} sources, {os.cpu_count()} cores, torch {torch.__version__}, {flags.rounds} "
+          "interleaved rounds\n\n| task | arm | ms a source, median (range) | ours is faster by |\n|---|---|---|---|")
     for task in ("image", "text"):
-        arms: dict[str, tuple[int, Callable[[], Any]]] = {
-            "documented": (flags.slow, lambda task=task: loop(plain, task, items[: flags.slow], 1, 1)),
-            "strong": (flags.sources, lambda task=task: loop(plain, task, items, 16, 32)),
-            "ours": (flags.sources, lambda task=task: ours(models, preset, task, flags.sources))}
-        taken: dict[str, list[float]] = {name: [] for name in arms}
-        for turn in range(flags.rounds + 1):  # the first only warms up
-            for name, (n, work) in arms.items():
-                begun = time.perf_counter()
-                with torch.inference_mode():
-                    work()
-                if turn:
-                    taken[name].append(1000 * (time.perf_counter() - begun) / n)
-        cells = [f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})" for values in taken.values()]
-        ratios = [f"{statistics.median(a / b for a, b in zip(taken[name], taken['ours'], strict=True)):.2f} x"
-                  for name in ("documented", "strong")]
-        print(f"| {task} | " + " | ".join([*cells, *ratios]) + " |", flush=True)
+        arms = {"ours": (n, partial(ours, models, preset, task, n))}
+        if flags.levers:
+            single, big = changed(preset, shards_at_once=1), changed(preset, "generator", batch_size=64)
+            half = changed(preset, "generator", dtype="bfloat16")
+            arms |= {name: (n, partial(ours, loaded, other, task, n, workers)) for name, loaded, other, workers in (
+                ("one shard at a time", models, single, 1), ("two processes, start included", models, single, 2),
+                ("64 images a batch", load_models(big), big, 1), ("generator in bfloat16", load_models(half), half, 1))}
+        else:
+            arms |= {"documented loop": (flags.slow, partial(loop, plain, task, items[: flags.slow], 1, 1)),
+                     "strong loop": (n, partial(loop, plain, task, items, 16, 32))}
+        tell(task, measure(arms, flags.rounds))
 
 
 if __name__ == "__main__":
