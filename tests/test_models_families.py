@@ -114,7 +114,7 @@ def test_encoder_family(tmp_path, images, name):
 
 def test_every_preset_file_is_tried():
     tried = {name.split(",")[0] for name in (*CAPTIONERS, *GENERATORS, *ENCODERS)}
-    elsewhere = {"lcm-lora", "remote", "mini", "mini-teacher", "fast"}
+    elsewhere = {"lcm-lora", "remote", "mini", "mini-git", "mini-teacher", "mini-weak", "fast"}
     assert {file.stem for file in PRESETS.glob("*.toml")} == tried | elsewhere
     for name in tried - {"mini", "mini-teacher"}:
         generator = load_preset(name).generator
