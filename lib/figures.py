@@ -106,6 +106,9 @@ def save_figure(fig: Figure, name: str, runs: Runs, alt: str, data: pd.DataFrame
     for kind, keys in metadata.items():
         stream = io.BytesIO()
         fig.savefig(stream, format=kind, metadata=keys)
+        if kind == "png":  # 256 colours: a third of the size
+            image = Image.open(stream).convert("RGB").quantize(256)
+            image.save(stream := io.BytesIO(), "PNG", optimize=True, dpi=(RC["savefig.dpi"],) * 2)
         write_atomic(runs.figures / f"{name}.{kind}", stream.getvalue())
     drawn = [] if data is None else json.loads(data.to_json(orient="records", double_precision=6))
     record = {"figure": name, "alt": alt, "data": drawn, "provenance": runs.provenance()}
