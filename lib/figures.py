@@ -50,7 +50,8 @@ SCORES = {
     "clipscore": "CLIPScore", "ref_clipscore": "RefCLIPScore", "clip_score": "CLIP score",
     "clip_score_second": "CLIP score (second encoder)", "sem_f": "Semantic F1",
 }
-CLAIMS = ["claim", "task", "dataset", "paper", "estimate", "low", "high", "n", "unit", "verdict", "note"]
+CLAIMS = ["claim", "task", "dataset", "paper", "estimate", "low", "high", "n", "unit", "verdict", "detectable",
+          "note"]
 
 
 def use_theme() -> None:
@@ -121,14 +122,14 @@ def claim(text: str, task: str, dataset: str, paper: str, result: Mapping[str, f
     """Return one line of the table of claims: what the paper says, what came out here and the verdict.
 
     result: estimate, low, high and n as `lib.ranking` gives them; direction and margin: as `ranking.verdict`.
-    The note names the minimal detectable effect of an inconclusive result.
+    detectable: the smallest true effect that would have decided an inconclusive claim with 80 % power.
     """
-    verdict = ranking.verdict(result["low"], result["high"], direction, margin)
-    smallest = ranking.detectable(result["low"], result["high"])
-    reason = {"insufficient data": "too few sources for an interval",
-              "inconclusive": f"smallest effect found with 80 % power: {smallest:.2g} ({unit})"}.get(verdict)
+    low, high = result["low"], result["high"]
+    verdict = ranking.verdict(low, high, direction, margin)
+    smallest = (margin or 0) + ranking.detectable(low, high) if verdict == "inconclusive" and low < high else np.nan
+    reason = "no source differs" if low == high else pd.isna(low) and "too few sources for an interval"
     numbers, notes = (result[key] for key in ("estimate", "low", "high", "n")), "; ".join(filter(None, [note, reason]))
-    return dict(zip(CLAIMS, [text, task, dataset, paper, *numbers, unit, verdict, notes], strict=True))
+    return dict(zip(CLAIMS, [text, task, dataset, paper, *numbers, unit, verdict, smallest, notes], strict=True))
 
 
 def save_claims(table: pd.DataFrame | Iterable[dict], name: str, runs: Runs) -> pd.DataFrame:

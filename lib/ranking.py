@@ -8,13 +8,12 @@ lie on one side of zero once in 16 draws, six once in 32.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -113,15 +112,13 @@ def _resampled(values: ArrayLike, statistic: Statistic, seed: int) -> tuple[floa
     columns = np.atleast_2d(np.asarray(values, dtype=np.float64))
     columns = columns[:, np.isfinite(columns).all(axis=0)]
     n = columns.shape[1]
-    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # resamples without a value are dropped below
+    with np.errstate(divide="ignore", invalid="ignore"):  # resamples without a value are dropped below
         estimate = float(statistic(*columns, axis=-1)) if n else np.nan
         if n < 2:
             return estimate, np.empty(0), n
-        drawn = stats.bootstrap(
-            list(columns), statistic, n_resamples=RESAMPLES, batch=max(1, 100_000 // n), vectorized=True,
-            paired=True, method="percentile", rng=np.random.default_rng(seed),
-        ).bootstrap_distribution
+        rng, batch = np.random.default_rng(seed), max(1, 100_000 // n)
+        sources = (rng.integers(0, n, (size, n)) for size in np.diff([*range(0, RESAMPLES, batch), RESAMPLES]))
+        drawn = np.concatenate([statistic(*(column[some] for column in columns), axis=-1) for some in sources])
     return estimate, drawn[np.isfinite(drawn)], n
 
 
@@ -130,11 +127,11 @@ def _summary(estimate: float, drawn: np.ndarray, n: int, smallest: int, least: i
     known = smallest >= least and drawn.size > 0 and np.isfinite(estimate)
     low = high = p = np.nan
     if known:
-        widen, t = np.sqrt(smallest / (smallest - 1)), stats.t(smallest - 1)
-        tail = stats.norm.cdf(widen * t.ppf((1 - LEVEL) / 2))  # expanded percentiles
-        low, high = (float(v) for v in np.quantile(drawn, [tail, 1 - tail]))
+        widen, df = np.sqrt(smallest / (smallest - 1)), smallest - 1
+        tail = special.ndtr(widen * special.stdtrit(df, (1 - LEVEL) / 2))  # expanded percentiles
+        low, high = (float(v) for v in np.quantile(drawn, [tail, 1 - tail], method="weibull"))
         beyond = (min(np.sum(drawn <= 0), np.sum(drawn >= 0)) + 1) / (drawn.size + 1)
-        p = float(min(1.0, 2 * t.cdf(stats.norm.ppf(min(0.5, beyond)) / widen)))
+        p = float(min(1.0, 2 * special.stdtr(df, special.ndtri(min(0.5, beyond)) / widen)))
     return {"estimate": estimate, "low": low, "high": high, "n": n, "p": p}
 
 

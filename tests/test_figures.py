@@ -13,7 +13,7 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from lib.figures import Cell, claim, image_grid, looks, save_claims, save_figure, show, use_theme
+from lib.figures import CLAIMS, Cell, claim, image_grid, looks, save_claims, save_figure, show, use_theme
 
 matplotlib.use("Agg")
 NONE = float("nan")
@@ -79,9 +79,13 @@ def test_claims_are_one_table_with_units_verdicts_and_what_could_have_been_found
     table = save_claims(made, "05_table1", runs)
     assert table["verdict"].tolist() == ["supported", "inconclusive", "insufficient data"]
     assert table["paper"].tolist() == ["+7.6 %"] * 3 and table["note"][0] == "CIDEr"
-    assert "80 % power: 9 (%)" in table["note"][1] and "too few sources" in table["note"][2]
+    assert table["detectable"].round(1).tolist() == pytest.approx([NONE, 9.0, NONE], nan_ok=True)
+    assert table["note"][1] == "CIDEr" and "too few sources" in table["note"][2]
+    within = {"low": -7.3, "high": 5.1, "estimate": -1, "n": 20}
+    found = claim("by less than 2 %", "image", "all", "", within, "%", margin=2)["detectable"]
+    assert found == pytest.approx(2 + 8.86, abs=0.01)
     stored = pd.read_csv(runs.figures / "claims" / "05_table1.csv", keep_default_na=True)
-    assert list(stored) == ["claim", "task", "dataset", "paper", "estimate", "low", "high", "n", "unit", "verdict", "note"]
+    assert list(stored) == CLAIMS
     assert stored["low"].isna().tolist() == [False, False, True]
     assert list(pd.read_csv((save_claims([], "none", runs), runs.figures / "claims" / "none.csv")[1])) == list(stored)
 

@@ -36,17 +36,28 @@ def test_where_similarity_is_the_score_reconstruction_is_the_oracle(notebook) ->
     names = notebook("09", **SIZE, **FREE)
     table = names["table"][names["table"]["score"] == "cider"].set_index("rule")
     assert table.loc["Reconstruction (paper)", "estimate"] == table.loc["Oracle", "estimate"] > 0
-    assert names["fitted"].str.removeprefix("mix ").astype(float).min() >= 0.5  # the weight goes to what selects well
+    assert names["weights"]["cider"].min() >= 0.5  # the weight goes to what selects well
     assert verdicts(names, "^Reconstruction selects better captions than Log-probability in CIDEr") == ["supported"]
     assert table.loc["Oracle", "images"] == table.loc["CLIPScore", "images"] == 0
     assert table.loc["Reconstruction (paper)", "images"] == K
+
+
+def test_the_combination_is_fitted_for_each_score(notebook) -> None:
+    written(lambda rows: rows.assign(logprob=rows["cider"] - 9.0, sem_f=rows["similarity"].clip(0.0)), effect=0.0)
+    names = notebook("09", **SIZE, **FREE)
+    assert names["weights"]["cider"].max() < 0.5 < names["weights"]["sem_f"].min()
+    of_both = names["table"].query("rule == 'Reconstruction + log-prob.'").set_index("score")["estimate"]
+    most = 100 * (names["rows"].groupby(["dataset", "item"])["sem_f"].max().mean() / names["nucleus"]["sem_f"].mean() - 1)
+    assert 0.8 * most < of_both["sem_f"] <= most
+    assert verdicts(names, "Reconstruction . log-prob.* Log-probability in CIDEr") == ["inconclusive"]  # nothing to add
+    assert verdicts(names, "Reconstruction . log-prob.* Log-probability in Semantic") == ["supported"]
 
 
 def test_agreement_takes_the_caption_most_like_the_others(notebook) -> None:
     said = ["a red owl in the snow", "a red owl in the snow", "a red owl in snow", "two cars", "a blue cat", "a tower"]
     written(lambda rows: rows.assign(message=[said[k] for k in rows["candidate"]]))
     names = notebook("09", **SIZE, **FREE)
-    assert set(names["best"]("agreement")["candidate"]) == {0}
+    assert set(names["best"](names["rows"]["agreement"])["candidate"]) == {0}
 
 
 class Drawn:

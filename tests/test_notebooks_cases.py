@@ -213,13 +213,18 @@ def test_summary_shows_the_claims_beside_the_paper(notebook) -> None:
     main = line("the selected caption beats nucleus sampling in CIDEr (Table 1)", 5.5, 4.0, 7.0, "+2.2 %")
     others = [line("a claim of a failure", 1.0, -0.5, 2.5, "one example"), line("another one", -3.0, -4.0, -2.0, "yes"),
               line("weak", 1.0, 0.02, 1.98, "yes")]
+    answer = line("one image tells more of its caption than of its noise (shared noise)", 1.0, -1.0, 3.0, "no value")
     save_claims([main], "05_table1", runs), save_claims(others, "08_failures", runs)
+    save_claims([answer], "10_seed_luck", runs)
     names = notebook("90", DATASET=COCO, N_SOURCES=6, N_CANDIDATES=2)
     page, results = text_of(names), (runs.figures / "results.md").read_text(encoding="utf-8")
-    assert results in page and len(results.splitlines()) == 3  # only the main claim, for the README
+    assert results in page and len(results.splitlines()) == 4  # the main claim and an answer beyond the paper: the README's
+    assert "| 10 | image | one image tells" in results and "inconclusive (detectable: 2.9) |" in results
     assert all(word in results for word in ("+2.2 %", "5.50\u00a0%\u00a0[4.00,\u00a07.00]", "| 60 |", "supported"))
-    assert "4 claims: 2 supported, 1 inconclusive, 1 contradicted" in page
+    assert "5 claims: 2 supported, 2 inconclusive, 1 contradicted" in page
     assert "remain: 1 supported, 1 contradicted" in page  # the weak one does not survive Holm
+    assert (names["claims"].set_index("claim").loc[["weak", "another one"], "after Holm"] == ["no", "yes"]).all()
+    assert names["coverage"].filter(like="sources").stack().between(93, 97).all()
     assert "one example" in page and "spice is missing: planted rows have none" in page
 
 

@@ -23,6 +23,7 @@ from lib.ranking import (
     verdict,
     within_source_rho,
 )
+from tests.benchmarks import coverage
 
 
 def table(similarity: list, score: list, **more: list) -> pd.DataFrame:
@@ -117,6 +118,25 @@ def test_an_interval_keeps_its_promise(n: int, monkeypatch: pytest.MonkeyPatch) 
     found = [interval(rng.normal(1, 2, n), seed=k) for k in range(tries)]
     missed = np.mean([not f["low"] <= 1 <= f["high"] for f in found])
     assert 0.01 <= missed <= 0.1
+
+
+def test_coverage_is_the_share_of_intervals_that_hold_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "RESAMPLES", 200)
+    monkeypatch.setattr(ranking, "RESAMPLES", 200)
+    whole = {"rho": np.random.default_rng(9).gumbel(size=5000)}
+
+    def half_as_wide(sample: dict) -> dict:
+        found = interval(sample["rho"])
+        return found | {end: (found[end] + found["estimate"]) / 2 for end in ("low", "high")}
+
+    assert 91 <= coverage.coverage(lambda sample: interval(sample["rho"]), whole, 40, 300) <= 98
+    assert 60 <= coverage.coverage(half_as_wide, whole, 40, 300) <= 75
+
+
+def test_every_estimator_in_use_keeps_its_promise_in_the_committed_table() -> None:
+    table = pd.read_csv(coverage.TABLE, index_col="estimator")
+    assert list(table.index) == list(coverage.estimators())  # else run python -m tests.benchmarks.coverage
+    assert table[["60 sources", "120 sources", "500 sources"]].stack().between(93, 97).all()
 
 
 def test_interval_of_many_sources_is_the_normal_one_and_repeatable() -> None:
