@@ -224,7 +224,7 @@ def test_summary_shows_the_claims_beside_the_paper(notebook) -> None:
     assert "5 claims: 2 supported, 2 inconclusive, 1 contradicted" in page
     assert "remain: 1 supported, 1 contradicted" in page  # the weak one does not survive Holm
     assert (names["claims"].set_index("claim").loc[["weak", "another one"], "after Holm"] == ["no", "yes"]).all()
-    assert names["coverage"].filter(like="sources").stack().between(93, 97).all()
+    assert (names["coverage"].filter(like="sources") >= 93).all(axis=None)
     assert "one example" in page and "spice is missing: planted rows have none" in page
 
 
