@@ -1,10 +1,9 @@
 """Similarity, ranks and the statistics of the paper's claims: arrays in, arrays out.
 
-Every interval is a 95 % bootstrap interval over sources (2,000 resamples), never over candidates: the
-candidates of one source are not independent of each other. Percentiles are expanded for small samples
-(Hesterberg 2015, section 5.2), and hold the true value as often as they promise from 60 sources on
-(tests/benchmarks/coverage.py); BCa and studentised intervals came no closer. Below six sources there is no interval: without any effect, five sources
-lie on one side of zero once in 16 draws, six once in 32.
+Every interval is a 95 % bootstrap interval over sources (2,000 resamples), never over candidates: the candidates of one
+source are not independent of each other. Percentiles are expanded for small samples (Hesterberg 2015, section 5.2) and
+hold the true value as often as they promise from 60 sources on (tests/benchmarks/coverage.py); BCa came no closer. Below
+six sources there is no interval: without any effect, five sources lie on one side of zero once in 16 draws, six once in 32.
 """
 
 from __future__ import annotations
