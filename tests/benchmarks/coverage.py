@@ -92,7 +92,9 @@ def population(n: int = 50_000, seed: int = 0) -> dict[str, np.ndarray]:
     columns |= {name: bleu_counts(columns[words], columns[score], rng)
                 for name, words, score in (("counts", "words", "cider"), ("best counts", "best words", "best cider"))}
     lost = rng.geometric(rng.beta(1.2, 12, n))  # the round in which a chain loses a fact
-    return columns | {f"round {k}": (lost > k).astype(float) for k in range(21)}
+    columns |= {f"round {k}": (lost > k).astype(float) for k in range(21)}
+    cells = np.array([0.3, 0.0, -0.3]) + 0.8 * rng.standard_t(5, (n, 3))  # three generators, in SD over sources
+    return columns | {f"generator {k}": effect for k, effect in enumerate((cells - cells.mean(axis=1, keepdims=True)).T)}
 
 
 def bleu_counts(words: np.ndarray, score: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -109,7 +111,7 @@ def estimators() -> dict[str, tuple[str, Callable[[Sample], dict[str, float]]]]:
     (_, log_ratio), (margin,), (icc,) = (of_notebook("04", "spread", "log_ratio"), of_notebook("11", "margin"),
                                          of_notebook("10", "icc"))
     (equal_length, bleu_gain), (circular,) = of_notebook("05", "equal_length", "bleu_gain"), of_notebook("14", "circular")
-    (half_life,) = of_notebook("13", "half_life")
+    (half_life,), (spread,) = of_notebook("13", "half_life"), of_notebook("12", "spread")
 
     def over(statistic: Callable[..., np.ndarray], *columns: str, **options: int) -> Callable[[Sample], dict[str, float]]:
         return lambda sample: interval([sample[column] for column in columns], statistic, **options)
@@ -141,6 +143,7 @@ def estimators() -> dict[str, tuple[str, Callable[[Sample], dict[str, float]]]]:
         "difference of two such rhos, half of the sources each": ("04", trends),
         "log ratio of spreads in thirds of the sources": ("04", over(log_ratio, "similarity", "cider")),
         "intraclass correlation": ("10", over(icc, "caption", "rest")),
+        "spread of the effects of three generators": ("12", over(spread, *(f"generator {k}" for k in range(3)))),
         "half-life in whole rounds": ("13", over(half_life, *(f"round {k}" for k in range(21)))),
         "difference of means, three in ten sources planted": ("08", lambda s: difference(*groups(s, "added"))),
         "share of sources (Jeffreys)": ("07, 08", lambda s: share(int(s["failed"].sum()), len(s["failed"]))),
