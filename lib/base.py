@@ -12,7 +12,6 @@ if TYPE_CHECKING:  # --help answers before anything is installed
     from upath import UPath
 
 ROOT = Path(__file__).resolve().parent.parent
-MASK_63_BITS = (1 << 63) - 1
 
 
 class UserError(Exception):
@@ -24,20 +23,13 @@ class UserError(Exception):
 
 
 def stable_seed(*parts: str | int) -> int:
-    """Return a seed in [0, 2**63) that depends on the parts only, on every machine.
-
-    The first 8 bytes of the SHA-256 of the parts joined by the unit separator, masked to 63 bits,
-    so that ``torch.Generator`` and a signed Parquet column both take it.
-    """
+    """Return a seed that depends on the parts only, on every machine: 63 bits, as a signed Parquet column takes."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") & MASK_63_BITS
+    return int.from_bytes(digest[:8], "big") & ((1 << 63) - 1)
 
 
 def user_path(text: str | os.PathLike[str]) -> Path | UPath:
-    """Return a path or URL given by a user: ``~`` expanded, relative to where the command was started.
-
-    ``run_all.sh`` records that folder in COMPENDIUM_CALLER, because it changes to the repository.
-    """
+    """Return a user's path or URL: ``~`` expanded, relative to COMPENDIUM_CALLER, where ``run_all.sh`` was started."""
     if "://" in str(text):
         from upath import UPath
 

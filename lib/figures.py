@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 PAGE = 6.95  # inches: the width of a two-column paper
 SMALL = 6.5  # points: no smaller text in print
-BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
-PALETTE = [BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE]
+PALETTE = BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
 INK, GREY, PALE, SELECTED = "#222222", "#6B6B6B", "#E4E4E4", "#00775A"
 RC = {
     "figure.dpi": 120, "savefig.dpi": 300, "svg.hashsalt": "compendium", "pdf.fonttype": 42,
@@ -99,8 +98,7 @@ def show(result: Mapping[str, float], unit: str = "", digits: int = 2) -> str:
 def save_figure(fig: Figure, name: str, runs: Runs, alt: str, data: pd.DataFrame | None = None) -> Path:
     """Write <name>.svg, .pdf, .png (300 dpi) and .json into `runs.figures`; return the PNG's path.
 
-    alt: one or two sentences for a reader who cannot see the figure. data: the numbers that are drawn.
-    The JSON holds both and where the numbers come from.
+    The JSON holds alt, a sentence or two for who cannot see the figure, data, the numbers drawn, and their provenance.
     """
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None},
                 "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
@@ -148,11 +146,10 @@ class Cell(NamedTuple):
     highlighted: bool = False
 
 
-def image_grid(rows: Sequence[Sequence[Cell | tuple]], titles: Sequence[str] = (), badge: str = "selected") -> Figure:
+def image_grid(rows: Sequence[Sequence[Cell | tuple]], titles: Sequence[str] = ()) -> Figure:
     """Return a figure of images with captions, one row a source, a title above each row.
 
-    Small images are enlarged by whole factors (crisp pixels), captions are broken to the width of their column
-    and cut after five lines; highlighted images get a frame and the badge.
+    Small images are enlarged by whole factors, captions cut after five lines; highlighted ones are "selected".
     """
     rows = [[Cell(*cell) for cell in row] for row in rows]
     pitch = min(1.7, (PAGE - 0.08) / max((len(row) for row in rows), default=1))
@@ -167,34 +164,28 @@ def image_grid(rows: Sequence[Sequence[Cell | tuple]], titles: Sequence[str] = (
         title = titles[number] if number < len(titles) else ""
         fig.text(0.04 / width, (top - 0.06) / height, title, va="top", weight="bold", fontsize=8, color=INK)
         for place, (cell, lines) in enumerate(zip(row, broken, strict=True)):
-            _draw_cell(fig, cell, lines, (0.04 + place * pitch, top - 0.34 - side), side, badge)
+            _draw_cell(fig, cell, "\n".join(lines), (0.04 + place * pitch, top - 0.34 - side), side)
         top -= heights[number]
     if not rows:
         fig.text(0.5, 0.5, "no source of this run fits the rule", ha="center", color=GREY)
     return fig
 
 
-def _draw_cell(fig: Figure, cell: Cell, lines: Sequence[str], corner: tuple[float, float], side: float,
-               badge: str) -> None:
+def _draw_cell(fig: Figure, cell: Cell, caption: str, corner: tuple[float, float], side: float) -> None:
     """Draw one cell; corner: the image's lower left, in inches from the figure's."""
-    width, height = fig.get_size_inches()
-    x, y = corner
-    ax = fig.add_axes((x / width, y / height, side / width, side / height))
-    ax.set(xticks=[], yticks=[])
+    (width, height), (x, y), colour = fig.get_size_inches(), corner, SELECTED if cell.highlighted else GREY
+    ax = fig.add_axes((x / width, y / height, side / width, side / height), xticks=[], yticks=[])
     if cell.image is not None:
         image = cell.image.convert("RGB")
         image.thumbnail((400, 400))
         factor = max(1, 240 // max(image.size))
         ax.imshow(np.asarray(image).repeat(factor, axis=0).repeat(factor, axis=1), interpolation="none")
-    frame = {"color": SELECTED, "linewidth": 2.4} if cell.highlighted else {"color": PALE, "linewidth": 0.6}
-    for spine in ax.spines.values():
-        spine.set(visible=True, **frame)
+    ax.spines[:].set(visible=True, color=PALE, linewidth=0.6)
     if cell.highlighted:
-        box = {"facecolor": SELECTED, "edgecolor": "none", "pad": 1.6}
-        ax.annotate(badge, (0, 1), (2, 2), xycoords="axes fraction", textcoords="offset points", color="white",
-                    fontsize=6, va="bottom", bbox=box)
-    fig.text(x / width, (y - 0.05) / height, cell.note, va="top", fontsize=6, color=SELECTED if cell.highlighted else GREY)
-    inside = cell.image is None  # a text as source stands in the frame
-    right, up = (0.05, side - 0.05) if inside else (0, -0.17 if cell.note else -0.05)
-    where, text = ((x + right) / width, (y + up) / height), "\n".join(lines)
-    fig.text(*where, text, va="top", fontsize=6, color=INK, linespacing=1.15)
+        ax.spines[:].set(color=SELECTED, linewidth=2.4)
+        ax.annotate("selected", (0, 1), (2, 2), xycoords="axes fraction", textcoords="offset points", color="white",
+                    fontsize=6, va="bottom", bbox={"facecolor": SELECTED, "edgecolor": "none", "pad": 1.6})
+    fig.text(x / width, (y - 0.05) / height, cell.note, va="top", fontsize=6, color=colour)
+    # a text as source stands in the frame
+    right, up = (0.05, side - 0.05) if cell.image is None else (0, -0.17 if cell.note else -0.05)
+    fig.text((x + right) / width, (y + up) / height, caption, va="top", fontsize=6, color=INK, linespacing=1.15)

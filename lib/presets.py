@@ -1,12 +1,6 @@
 """Presets: which models take part, how they decode, and on which data. Validated data, no behaviour.
 
-Every preset is a TOML file in ``data/presets``; your own names a ``base`` and overrides single fields::
-
-    base = "mini"
-    n_sources = 40
-    [captioner.sender]
-    p = 0.8
-
+Every preset is a TOML file in ``data/presets``; your own names a ``base`` and overrides single fields (README.md).
 Token counts are new tokens: after the prompt, without the end token. Sizes are in pixels (square).
 """
 
@@ -24,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lib.base import ROOT, UserError, user_path
 
 PRESETS = ROOT / "data" / "presets"
-_SECRET_NAME = re.compile(r"(^|[_-]|api)(key|token|secret|password|authorization)$", re.IGNORECASE)
-_SECRET_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@|[?&]([^=&]*[_-]|api)?(key|token|secret|password)=", re.IGNORECASE)
-_NOT_SECRET = re.compile(r"^(eos|bos|pad|sep|cls|mask|unk|sort|start|end|stop)_", re.IGNORECASE)
-DType = Literal["auto", "float32", "float16", "bfloat16"]
+# In JSON: a text under a name such as api_key (eos_token and sort_key are none), or inside a URL.
+SECRET = re.compile(
+    r'"(?!(?:eos|bos|pad|sep|cls|mask|unk|sort|start|end|stop)_)(?:[^"]*(?:[_-]|api))?'
+    r'(?:key|token|secret|password|authorization)": \[*"[^"]'
+    r'|://[^/@\s"]*:[^/@\s"]+@|[?&](?:[^=&"]*[_-]|api)?(?:key|token|secret|password)=', re.IGNORECASE)
 # Known without asking diffusers, whose import takes seconds.
-_USUAL_SCHEDULERS = (None, "DPMSolverMultistepScheduler", "DDIMScheduler", "PNDMScheduler", "LCMScheduler")
+USUAL_SCHEDULERS = (None, "DPMSolverMultistepScheduler", "DDIMScheduler", "PNDMScheduler", "LCMScheduler")
 
 
 class Settings(BaseModel):
@@ -73,7 +68,7 @@ class ModelSettings(Settings):
     id: str = Field(min_length=1)
     adapter: str
     revision: str | None = None
-    dtype: DType = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     attention: str = "auto"
     batch_size: int = Field(16, ge=1)
     options: dict[str, Any] = {}
@@ -122,11 +117,10 @@ class GeneratorSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _scheduler(self) -> GeneratorSettings:
-        if self.scheduler not in _USUAL_SCHEDULERS:
+        if self.scheduler not in USUAL_SCHEDULERS:
             import diffusers
 
-            known = getattr(diffusers, self.scheduler, None)
-            if not (isinstance(known, type) and issubclass(known, diffusers.SchedulerMixin)):
+            if not hasattr(getattr(diffusers, self.scheduler, None), "set_timesteps"):
                 raise ValueError(f"scheduler = {self.scheduler!r} is no scheduler class of diffusers")
         if self.scheduler == "PNDMScheduler" and self.steps < 2:
             raise ValueError("steps = 1: PNDMScheduler needs at least 2")
@@ -169,37 +163,36 @@ def load_preset(name_or_path: str | Path) -> Preset:
     Raises UserError in one line for an unknown name, a file that cannot be read, or a bad key or value.
     """
     path = _file_of(str(name_or_path))
+    settings = _merged(path, ())
+    if SECRET.search(json.dumps(settings, default=str)):  # settings are published with a run
+        raise UserError(f"preset file {path} holds a key or password, which would be published with the run: put it "
+                        "into an environment variable and name that in key_env")
     try:
-        return Preset.model_validate(_merged(path, ()))
+        return Preset.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UserError(f"preset file {path}: {field or 'settings'}: {first['msg']} (given: {first['input']!r:.80})"
-                        if first["type"] != "value_error" else f"preset file {path}: {field}: {first['ctx']['error']}"
-                        ) from error
+        place, said = ".".join(map(str, first["loc"])) or "settings", first["msg"].removeprefix("Value error, ")
+        given = "" if first["type"] == "value_error" else f" (given: {first['input']!r:.80})"
+        raise UserError(f"preset file {path}: {place}: {said}{given}") from error
 
 
 def row_settings(preset: Preset) -> dict[str, Any]:
-    """Return everything in a preset that can change a row, as plain data.
-
-    Left out: the name, what a run names itself, words for humans, what rows must not depend on, and revisions, which
-    are part of what identifies the weights.
-    """
-    idle = dict.fromkeys(("batch_size", "compile", "revision", "lora_revision"), True) | {
-        "options": {"price": True, "cap": True}}
-    return preset.model_dump(mode="json", exclude=dict.fromkeys(
-        ("name", "assumed", "datasets", "n_sources", "n_candidates", "seed", "shards_at_once"), True)
-        | dict.fromkeys(("captioner", "generator", "encoder", "second_encoder"), idle))
+    """Return all of a preset that can change a row, as plain data; revisions are left to what identifies the weights."""
+    idle = dict.fromkeys(("batch_size", "compile", "revision", "lora_revision"), True)
+    idle |= {"options": {"price": True, "cap": True}}
+    own = dict.fromkeys(("name", "assumed", "datasets", "n_sources", "n_candidates", "seed", "shards_at_once"), True)
+    parts = dict.fromkeys(("captioner", "generator", "encoder", "second_encoder"), idle)
+    return preset.model_dump(mode="json", exclude=own | parts)
 
 
 def _file_of(name: str, beside: Path | None = None) -> Path:
     """The TOML file that a name or path means; a base is looked up beside the file that names it."""
-    if not name.endswith(".toml"):
-        known = sorted(path.stem for path in PRESETS.glob("*.toml"))
-        if name not in known:
-            raise UserError(f"unknown preset {name!r}: choose one of {', '.join(known)} or give a .toml file")
-        return PRESETS / f"{name}.toml"
-    return beside / Path(name).expanduser() if beside else Path(user_path(name))
+    if name.endswith(".toml"):
+        return beside / Path(name).expanduser() if beside else Path(user_path(name))
+    known = sorted(path.stem for path in PRESETS.glob("*.toml"))
+    if name not in known:
+        raise UserError(f"unknown preset {name!r}: choose one of {', '.join(known)} or give a .toml file")
+    return PRESETS / f"{name}.toml"
 
 
 def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -210,41 +203,23 @@ def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"preset file {path} cannot be read: {error}") from error
-    _refuse_secrets(data, str(path))
-    data.setdefault("name", path.stem)
-    base = data.pop("base", None)
-    if base is None and path.parent != PRESETS:
+    base, data = data.pop("base", None), {"name": path.stem} | data
+    if base is not None:
+        return _override(_merged(_file_of(str(base), path.parent), (*above, path.resolve())), data)
+    if path.parent != PRESETS:
         raise UserError(f'preset file {path}: add a line such as base = "mini"')
-    if base is None:
-        return data
-    return _override(_merged(_file_of(str(base), path.parent), (*above, path.resolve())), data)
+    return data
 
 
 def _override(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Settings with changes applied; another model has another revision, and its assumptions no longer hold."""
-    merged = dict(base)
-    for key, value in changes.items():
-        below = base.get(key)
-        merged[key] = _override(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
-    for name in ("", "lora_"):
-        if f"{name or ''}revision" in base and (name[:-1] or "id") in changes and f"{name}revision" not in changes:
-            merged[f"{name}revision"] = None
+    merged = base | {key: _override(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict)
+                     else value for key, value in changes.items()}
+    for model, revision in (("id", "revision"), ("lora", "lora_revision")):
+        if model in changes and revision in base and revision not in changes:
+            merged[revision] = None
     if "assumed" in base and "assumed" not in changes:
         merged["assumed"] = {part: lines for part, lines in base["assumed"].items() if part not in changes}
     if merged.get("second_encoder") is False:  # TOML has no null
         merged["second_encoder"] = None
     return merged
-
-
-def _refuse_secrets(value: Any, place: str, name: str = "") -> None:
-    """Raise UserError for a key or password: settings are published with a run."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _refuse_secrets(inner, place, str(key))
-    elif isinstance(value, list):
-        for inner in value:
-            _refuse_secrets(inner, place, name)
-    elif isinstance(value, str) and value and (
-            (_SECRET_NAME.search(name) and not _NOT_SECRET.search(name)) or _SECRET_URL.search(value)):
-        raise UserError(f"preset file {place}: {name} holds a key or password, which would be published with the run: "
-                        "put it into an environment variable and name that in key_env")

@@ -38,31 +38,23 @@ own data (formats and limits: data/README.md):
   The mini models know only the objects of their picture book: for photographs choose another preset, such as paper.
 
 examples:
-  ./run_all.sh                                        the picture book: every figure and table
-  ./run_all.sh --n 20                                 the same, small
+  ./run_all.sh --n 20                                 every figure and table of the picture book, small
   ./run_all.sh --only 04 --param BINS=5               one figure again, with another parameter
   ./run_all.sh --preset mine.toml --dataset folder:my/images
   ./run_all.sh --fetch --preset paper --dataset coco  tells sizes and downloads what is missing
 """
 
 
-# flags and parameters
-
-
-class Parser(argparse.ArgumentParser):
-    """A wrong flag is a user's mistake like any other: one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what is wrong as a UserError."""
-        raise UserError(f"{message}; ./run_all.sh --help lists the flags")
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags; UserError for a wrong one."""
-    parser = Parser(prog="./run_all.sh", epilog=HELP, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter,
-                    description="Runs the round trips and draws every figure. Finished rows are reused.")
-    add = parser.add_argument
+    parser = argparse.ArgumentParser("./run_all.sh", epilog=HELP, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     description="Runs the round trips and draws every figure. Finished rows are reused.")
+
+    def error(message: str) -> NoReturn:
+        raise UserError(f"{message}; ./run_all.sh --help lists the flags")
+
+    parser.error, add = error, parser.add_argument
     add("--preset", default="mini", metavar="P", help="models, decoding and sizes: a name or a .toml file (mini)")
     add("--dataset", action="append", metavar="D", help="a dataset; several: repeat, or a,b (the preset's own)")
     add("--n", type=int, default=0, metavar="N", help="sources of each dataset (the preset's number)")
@@ -81,21 +73,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return flags
 
 
-def common_parameters(flags: argparse.Namespace) -> dict[str, Any]:
-    """Return the five parameters that every notebook has; "all" and 0 stand for the preset's own."""
-    return {"PRESET": flags.preset, "DATASET": ",".join(flags.dataset or ["all"]), "N_SOURCES": flags.n,
-            "N_CANDIDATES": flags.candidates, "SEED": flags.seed}
-
-
 def select(only: str) -> list[Path]:
     """Return the notebooks that `only` names by number (03 or 3) or name, in order; all from 01 if it is empty."""
     paths = sorted(path for path in NOTEBOOKS.glob("[0-9]*.ipynb") if not path.name.startswith("00"))
-    names = {path: {path.stem, path.stem[:2], path.stem[:2].lstrip("0"), path.stem[3:]} for path in paths}
-    wanted = [part.strip().removesuffix(".ipynb") for part in only.split(",") if part.strip()]
+    wanted = tuple(part.strip().removesuffix(".ipynb").zfill(2) for part in only.split(",") if part.strip())
     for name in wanted:
-        if not any(name in known for known in names.values()):
+        if not any(path.stem.startswith(name) for path in paths):
             raise UserError(f"--only {name}: no such notebook; there are {', '.join(path.stem for path in paths)}")
-    return [path for path in paths if not wanted or names[path].intersection(wanted)]
+    return [path for path in paths if path.stem.startswith(wanted or "")]
 
 
 def declared(notebook: Path) -> dict[str, Any]:
@@ -125,9 +110,6 @@ def extra_parameters(texts: Sequence[str], known: Mapping[str, Any]) -> dict[str
     return given
 
 
-# surroundings
-
-
 def neutral_surroundings(folder: Path) -> None:
     """Keep the user's settings of Jupyter, IPython and matplotlib out of this process and its kernels."""
     for name in [name for name in os.environ if name.startswith(("JUPYTER", "IPYTHON", "MPL"))]:
@@ -155,9 +137,6 @@ def end_on_signals(folder: Path, message: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, end)
-
-
-# notebooks
 
 
 def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], folder: Path, stream: Any = None) -> str:
@@ -196,35 +175,32 @@ def export_summary(executed: Path, page: Path) -> None:
     write_atomic(page, exporter.from_filename(str(executed))[0])
 
 
-def run_notebooks(flags: argparse.Namespace, folder: Path) -> int:
+def run_notebooks(flags: argparse.Namespace, given: dict[str, Any], folder: Path) -> int:
     """Execute the chosen notebooks and name what was written; return the exit status."""
     from lib.roundtrip.check import compare_expected
 
-    chosen = select(flags.only)
-    known = {path: declared(path) for path in chosen}
-    given = common_parameters(flags) | {"RESCORE": flags.force}
-    given |= extra_parameters(flags.param, {name: value for path in chosen for name, value in known[path].items()})
+    known = {path: declared(path) for path in select(flags.only)}
+    given |= {"RESCORE": flags.force}
+    given |= extra_parameters(flags.param, {name: value for found in known.values() for name, value in found.items()})
     runs, begun, told = prepared(given), time.monotonic(), set[str]()
 
-    def one(path: Path, stream: Any = None) -> bool:
-        start = time.monotonic()
+    def one(path: Path) -> bool:
+        start, target = time.monotonic(), runs.figures / "notebooks" / path.name
         parameters = {name: value for name, value in given.items() if name in known[path]}
-        trouble = execute(path, runs.figures / "notebooks" / path.name, parameters, folder, stream)
+        trouble = execute(path, target, parameters, folder, sys.stdout if path in models else None)
         line = f"error: {'as above' if trouble in told else trouble}"
         print(f"{path.stem}  {line if trouble else f'{time.monotonic() - start:.0f} s'}\n", end="", flush=True)
         told.update({trouble} - {""})
         return not trouble
 
-    models = [path for path in chosen if "ENGINE" in known[path]]
-    summary = [path for path in chosen if path.stem == "90_summary"]
+    models = [path for path in known if "ENGINE" in known[path]]
+    summary = [path for path in known if path.stem == "90_summary"]
+    stages = [*([path] for path in models), [path for path in known if path not in models + summary], summary]
     with ThreadPoolExecutor(2) as pool:  # not in this thread: it stays free to answer Ctrl-C
-        for path in models:
-            pool.submit(one, path, sys.stdout).result()
-        list(pool.map(one, [path for path in chosen if path not in models + summary]))
-        written = [path for path, done in zip(summary, pool.map(one, summary), strict=True) if done]
-    print(f"\n{len(chosen)} notebooks in {time.monotonic() - begun:.0f} s")
-    for path in written:
-        export_summary(runs.figures / "notebooks" / path.name, runs.figures / "index.html")
+        done = [list(pool.map(one, stage)) for stage in stages]
+    print(f"\n{len(known)} notebooks in {time.monotonic() - begun:.0f} s")
+    if done[-1] == [True]:
+        export_summary(runs.figures / "notebooks" / summary[0].name, runs.figures / "index.html")
         print(f"read first: {runs.figures / 'index.html'}")
     print(f"figures and executed notebooks: {runs.figures}")
     if line := compare_expected(runs):
@@ -232,33 +208,23 @@ def run_notebooks(flags: argparse.Namespace, folder: Path) -> int:
     return 1 if told else 0
 
 
-# data, rows, the explorer
-
-
-def prepared(given: Mapping[str, Any]) -> Runs:
-    """Return the runs that the parameters stand for, once their data is here."""
-    from lib.roundtrip import open_runs
-
-    download(given, models=False)  # a run itself downloads models where it needs them: finished rows need none
-    return open_runs(*(given[name] for name in ("PRESET", "DATASET", "N_SOURCES", "N_CANDIDATES", "SEED")))
-
-
-def download(given: Mapping[str, Any], models: bool = True) -> None:
-    """Tell what the parameters need and this machine lacks, with sizes, and download it."""
+def prepared(given: Mapping[str, Any], models: bool = False) -> Runs:
+    """Return the runs that the parameters stand for, once their data, and on request their models, are here."""
     from lib.data import fetch, missing_files
     from lib.models import fetch_models, missing_models
     from lib.presets import load_preset
+    from lib.roundtrip import open_runs
 
     preset = load_preset(given["PRESET"])
     names = preset.datasets if given["DATASET"] == "all" else given["DATASET"].split(",")
     size = (given["N_SOURCES"] or preset.n_sources, given["SEED"] or preset.seed)
-    missing = [*missing_files(names, *size), *(missing_models(preset) if models else [])]
-    for what, amount in missing:
+    for what, amount in [*missing_files(names, *size), *(missing_models(preset) if models else [])]:
         print(f"to download: {what}, about {amount / 1e6:,.0f} MB", flush=True)
     fetch(names, *size)
-    if models:
+    if models:  # otherwise a run downloads them where it needs them: finished rows need none
         fetch_models(preset)
         print("images are missing: see above" if missing_files(names, *size) else "everything is here")
+    return open_runs(*(given[name] for name in ("PRESET", "DATASET", "N_SOURCES", "N_CANDIDATES", "SEED")))
 
 
 def explore(given: Mapping[str, Any], folder: Path) -> int:
@@ -273,7 +239,8 @@ def explore(given: Mapping[str, Any], folder: Path) -> int:
         "Voila": {"ip": "127.0.0.1", "port": port, "token": token, "open_browser": False, "log_level": "ERROR",
                   "connection_dir_root": str(folder),
                   "tornado_settings": {"disable_check_xsrf": True,  # else a closing page cannot end its kernel
-                                       "websocket_max_message_size": 256 << 20}},  # uploads
+                                       "websocket_max_message_size": 256 << 20,  # uploads
+                                       "ws_ping_interval": 0}},  # with pings, tornado warns or closes live pages
         "VoilaConfiguration": {"template": "explorer"}, "ConnectionFileMixin": {"transport": "ipc"},
         "MappingKernelManager": {"cull_idle_timeout": 120, "cull_interval": 30, "cull_busy": True},  # of vanished pages
         "ZMQChannelsWebsocketConnection": {"iopub_data_rate_limit": 1e9}}))
@@ -290,19 +257,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, 1 (a notebook stopped or rows differ), 2 (bad input)."""
     try:
         flags = parse(arguments)
-        with tempfile.TemporaryDirectory(prefix="nb-", dir="/tmp") as folder:  # short: a socket's path is limited
-            end_on_signals(Path(folder), "explorer closed" if flags.explore else "interrupted, run again to continue")
-            neutral_surroundings(Path(folder))
+        with tempfile.TemporaryDirectory(prefix="nb-", dir="/tmp") as name:  # short: a socket's path is limited
+            folder = Path(name)
+            given = {"PRESET": flags.preset, "DATASET": ",".join(flags.dataset or ["all"]), "N_SOURCES": flags.n,
+                     "N_CANDIDATES": flags.candidates, "SEED": flags.seed}  # what every notebook has
+            end_on_signals(folder, "explorer closed" if flags.explore else "interrupted, run again to continue")
+            neutral_surroundings(folder)
             if flags.explore:
-                return explore(common_parameters(flags), Path(folder))
+                return explore(given, folder)
             if flags.fetch:
-                download(common_parameters(flags))
+                prepared(given, models=True)
                 return 0
             if flags.verify:
                 from lib.roundtrip.check import verify_runs
 
-                return 0 if verify_runs(prepared(common_parameters(flags))) else 1
-            return run_notebooks(flags, Path(folder))
+                return 0 if verify_runs(prepared(given)) else 1
+            return run_notebooks(flags, given, folder)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -68,9 +68,6 @@ def test_an_estimate_in_words() -> None:
     assert show({"estimate": NONE, "low": NONE, "high": NONE}) == "no data"
 
 
-# --- claims ---------------------------------------------------------------------------------------
-
-
 def test_claims_are_one_table_with_units_verdicts_and_what_could_have_been_found(runs) -> None:
     results = [{"estimate": 9.1, "low": 3.9, "high": 14.4, "n": 120, "p": 0.003, "paper": 7.6},
                {"estimate": 5.8, "low": -0.5, "high": 12.1, "n": 120}, {"estimate": 5.0, "low": NONE, "high": NONE, "n": 4}]
@@ -88,9 +85,6 @@ def test_claims_are_one_table_with_units_verdicts_and_what_could_have_been_found
     assert list(stored) == CLAIMS
     assert stored["low"].isna().tolist() == [False, False, True]
     assert list(pd.read_csv((save_claims([], "none", runs), runs.figures / "claims" / "none.csv")[1])) == list(stored)
-
-
-# --- images with captions -------------------------------------------------------------------------
 
 
 def test_a_grid_has_a_badge_on_what_is_selected_and_all_words_inside_the_page() -> None:

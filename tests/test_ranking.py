@@ -34,9 +34,6 @@ def table(similarity: list, score: list, **more: list) -> pd.DataFrame:
                         | {name: np.concatenate(values) for name, values in more.items()})
 
 
-# --- similarity and ranks -------------------------------------------------------------------------
-
-
 def test_cosine_and_euclidean_by_hand() -> None:
     a, b = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]]), np.array([[4.0, 3.0], [-2.0, 0.0], [1.0, 1.0]])
     assert cosine(a, b)[:2].tolist() == pytest.approx([24 / 25, -1.0])
@@ -44,23 +41,10 @@ def test_cosine_and_euclidean_by_hand() -> None:
     assert euclidean(a, b).tolist() == pytest.approx([2**0.5, 3.0, 2**0.5])
 
 
-def test_euclidean_ranks_unit_vectors_as_the_cosine_does_and_raw_ones_may_differ() -> None:
-    rng = np.random.default_rng(0)
-    source, vectors = rng.normal(size=(1, 8)), rng.normal(size=(50, 8))
-    unit = lambda v: v / np.linalg.norm(v, axis=-1, keepdims=True)  # noqa: E731
-    assert (np.argsort(euclidean(unit(source), unit(vectors))) == np.argsort(-cosine(source, vectors))).all()
-    near, far = np.array([[0.1, 0.05]]), np.array([[9.0, 0.0]])
-    source = np.array([[1.0, 0.0]])
-    assert cosine(source, far) > cosine(source, near) and euclidean(source, far) > euclidean(source, near)
-
-
 def test_ranks_within_sources_first_among_ties_and_none_without_a_similarity() -> None:
     found = rank([0.2, 0.9, 0.9, np.nan, 0.5, 0.7], ["a", "a", "a", "a", "b", "b"])
     assert found[[0, 1, 2, 4, 5]].tolist() == [3, 1, 2, 2, 1]
     assert np.isnan(found[3])
-
-
-# --- within a source ------------------------------------------------------------------------------
 
 
 def test_rho_of_each_source_is_scipys_with_ties() -> None:
@@ -106,9 +90,6 @@ def test_a_planted_effect_within_sources_has_its_sign(effect: float) -> None:
     found = interval(within_source_rho(table(list(3 * ease + z), list(score))))
     assert verdict(found["low"], found["high"]) == {0.5: "supported", 0.0: "inconclusive", -0.5: "contradicted"}[effect]
     assert interval(np.stack([ease[:, 0], score.mean(axis=1)]), spearman)["low"] > 0.9, "between sources it is there anyway"
-
-
-# --- intervals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [8, 40])
@@ -187,9 +168,6 @@ def test_share_and_its_difference_are_never_certain() -> None:
     found = share_difference(20, 20, 0, 20)
     assert found["estimate"] == 1 and 0.6 < found["low"] < found["high"] < 1
     assert np.isnan(share_difference(3, 5, 4, 20)["low"])
-
-
-# --- many tests, verdicts -------------------------------------------------------------------------
 
 
 def test_holm_by_hand() -> None:

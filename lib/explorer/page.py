@@ -5,10 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
-from math import isnan
 from typing import Any
 
 import ipywidgets as w
@@ -18,7 +16,7 @@ from lib.base import UserError
 from lib.data.named import NAMED
 from lib.explorer import session, view
 from lib.explorer.session import Trip
-from lib.models import weights_fingerprint
+from lib.models import is_here
 from lib.presets import PRESETS, Preset, load_preset
 
 DATASET, IMAGE, TEXT = KINDS = ["a dataset", "my image", "my text"]
@@ -26,7 +24,7 @@ TASKS = {"image → caption → image": "image", "text → image → caption": "
 TABS = ["Round trip", "Step by step", "Own caption", "Chain", "Compare", "Finished runs"]
 FIRST = ("picturebook-coco", "107")  # what a fresh page shows: a source with a clear winner
 EXAMPLES = ["two red owls on a beach", "a small snowman with a red scarf at night", "a blue boat next to a yellow ball"]
-MOST_POINTS = 3000
+MOST_POINTS = 5000
 ROW = {"flex_flow": "row wrap", "align_items": "center"}
 
 
@@ -50,8 +48,7 @@ def number(label: str, low: float, high: float, kind: type = float, value: float
 
     def read(_: Any) -> None:
         with suppress(ValueError):
-            given = float(box.value.replace(",", "."))
-            box.number = box.number if isnan(given) else kind(min(max(given, low), high))
+            box.number = kind(min(max(low, float(box.value.replace(",", "."))), high))
         box.value = f"{box.number:.10g}"
 
     box.observe(read, "value")
@@ -62,34 +59,50 @@ def fold(title: str, content: w.Widget) -> w.VBox:
     """Return a box that a button shows and hides."""
     content.layout.display = "none"
     toggle = w.ToggleButton(description=title, layout=w.Layout(width="auto", align_self="flex-start"))
-    toggle.observe(lambda change: setattr(content.layout, "display", "flex" if change["new"] else "none"), "value")
+    toggle.observe(lambda now: setattr(content.layout, "display", "flex" if now["new"] else "none"), "value")
     return w.VBox([toggle, content])
 
 
 class Settings:
-    """Which models take part and how they decode."""
+    """Which models take part and how they decode: a preset, and parts of others that are on this machine."""
 
     def __init__(self, preset: Preset, n_candidates: int, seed: int, task: w.Dropdown) -> None:
-        known = {path.stem: load_preset(path.stem) for path in sorted(PRESETS.glob("*.toml"))}
-        here, self.hint = split(known, lambda name: all(weights_fingerprint(part) for part in (
-            known[name].captioner, known[name].generator, known[name].encoder)), "--preset")
-        self.presets = {name: known[name] for name in here} | {preset.name: preset}
-        self.models = field(w.Dropdown, "models", options=list(self.presets), value=preset.name)
+        others = [load_preset(path.stem) for path in sorted(PRESETS.glob("*.toml"))]
+        known = {one.name: one for one in (preset, *others, preset)}  # comes first, and replaces one of its name
+        self.parts = {}
+        for part in ("captioner", "generator", "encoder"):
+            offered = {}
+            for name, settings in ((name, getattr(other, part)) for name, other in known.items()):
+                if settings not in offered.values() and (name == preset.name or is_here(settings)):
+                    offered[f"{name}: {settings.id.removeprefix('data/models/')}"] = settings
+            self.parts[part] = field(w.Dropdown, part, options=offered)
+        here, self.hint = split(known, lambda name: all(
+            getattr(known[name], part) in box.options.values() for part, box in self.parts.items()), "--preset")
+        self.presets, self.models = known, field(w.Dropdown, "preset", options=here, value=preset.name)
         self.strategy = field(w.Dropdown, "decoding", options=["nucleus", "top_k", "greedy", "beam"])
         self.p, self.steps = number("nucleus p", 0.01, 1), number("steps", 1, 200, int)
         self.guidance, self.count = number("guidance scale", 0, 30), number("candidates", 1, 50, int, n_candidates)
         self.seed, self.task = number("seed", 0, 2**31 - 1, int, seed), task
+        self.widget = w.VBox([self.count, self.seed, self.models, *self.parts.values(), self.strategy, self.p, self.steps,
+                              self.guidance])
         self.models.observe(lambda _: self._follow(), "value")
+        for box in self.parts.values():
+            box.observe(lambda _: self._show_decoding(), "value")
         for box in (self.strategy, task):
             box.observe(lambda _: self._disable(), "value")
         self._follow()
-        self.widget = w.VBox([self.count, self.seed, self.models, self.strategy, self.p, self.steps, self.guidance])
 
     def _follow(self) -> None:
-        """Show the chosen preset's own values."""
-        chosen = self.presets[self.models.value]
-        self.strategy.value, self.p.value = chosen.captioner.sender.strategy, f"{chosen.captioner.sender.p:g}"
-        self.steps.value, self.guidance.value = str(chosen.generator.steps), f"{chosen.generator.guidance:g}"
+        """Choose the parts of the chosen preset."""
+        for part, box in self.parts.items():
+            box.value = getattr(self.presets[self.models.value], part)
+        self._show_decoding()
+
+    def _show_decoding(self) -> None:
+        """Show the values that the chosen parts have in their presets."""
+        sender, generator = self.parts["captioner"].value.sender, self.parts["generator"].value
+        self.strategy.value, self.p.value = sender.strategy, f"{sender.p:g}"
+        self.steps.value, self.guidance.value = str(generator.steps), f"{generator.guidance:g}"
         self._disable()
 
     def _disable(self) -> None:
@@ -99,17 +112,20 @@ class Settings:
         self.p.disabled = self.strategy.disabled or self.strategy.value != "nucleus"
 
     def preset(self) -> Preset:
-        """The preset that the controls describe."""
-        preset, sender = self.presets[self.models.value], {"strategy": self.strategy.value, "p": self.p.number}
-        captioner, drawing = preset.captioner, {"steps": self.steps.number, "guidance": self.guidance.number}
-        return preset.model_copy(update={
-            "captioner": captioner.model_copy(update={"sender": captioner.sender.model_copy(update=sender)}),
-            "generator": preset.generator.model_copy(update=drawing)})
+        """Return the preset that the controls describe."""
+        captioner, generator, encoder = (box.value for box in self.parts.values())
+        sender = captioner.sender.model_copy(update={"strategy": self.strategy.value, "p": self.p.number})
+        drawing = {"steps": self.steps.number, "guidance": self.guidance.number}
+        return self.presets[self.models.value].model_copy(update={
+            "captioner": captioner.model_copy(update={"sender": sender}),
+            "generator": generator.model_copy(update=drawing), "encoder": encoder})
 
     def words(self) -> str:
-        """The settings in use, in one line."""
+        """Return the settings in use, in one line."""
+        own = self.presets[self.models.value]
+        others = [f"{part} of {box.label}" for part, box in self.parts.items() if box.value != getattr(own, part)]
         boxes = (self.strategy, self.p, self.steps, self.guidance, self.seed)
-        return ", ".join([self.models.value, *(f"{box.description} {box.value}" for box in boxes if not box.disabled)])
+        return ", ".join([own.name, *others, *(f"{box.description} {box.value}" for box in boxes if not box.disabled)])
 
 
 def split(names: Iterable[str], is_here: Callable[[str], bool], option: str) -> tuple[list[str], str]:
@@ -138,13 +154,13 @@ class Page:
         self.run, self.stop = button("Run", self.start, "primary"), button("Stop", lambda: self._stopping.set())
         self.progress = w.FloatProgress(min=0, max=1, layout=w.Layout(width="9rem"))
         self.status, self.card, self.views = w.HTML(), w.HTML(), [w.HTML() for _ in TABS[:-1]]
-        self.browser, self.runs = w.VBox(), None
-        self.jobs = [self.round_trip, self.step_by_step, self.contest, self.chain, self.compare, self.browse]
+        self.runs = RunsTab(self)
+        self.jobs = [self.round_trip, self.round_trip, self.contest, self.chain, self.compare, self.runs.refresh]
         self._stopping, self._thread, self._tried = threading.Event(), None, None
         self.widget = self._arrange()
         self.dataset.observe(lambda _: self.guarded(self.list_items), "value")
         self.kind.observe(lambda _: self.guarded(self.switch), "value")
-        self.tabs.observe(lambda tab: tab["new"] == 5 and self.guarded(self.browse), "selected_index")
+        self.tabs.observe(lambda tab: tab["new"] == 5 and self.guarded(self.runs.refresh), "selected_index")
         for box in (self.item, self.file, self.captions, self.text, self.task, self.main.seed):
             box.observe(lambda _: self.guarded(self.show_source), "value")
         self.guarded(self.list_items)
@@ -162,9 +178,9 @@ class Page:
                       layout=w.Layout(**half))
         extras = [self.own, self.rounds, fold("Settings B (A is above)", self.other.widget)]
         inside = [w.VBox([box, shown]) for box, shown in zip(extras, self.views[2:], strict=True)]
-        self.tabs = w.Tab([*self.views[:2], *inside, self.browser], titles=TABS)
+        self.tabs = w.Tab([*self.views[:2], *inside, self.runs.widget], titles=TABS)
         above = w.HBox([left, w.VBox([self.card], layout=w.Layout(**half))], layout=w.Layout(flex_flow="row wrap"))
-        page = w.VBox([w.HTML(view.style()), above, self.tabs])
+        page = w.VBox([w.HTML(view.STYLE), above, self.tabs])
         page.add_class("cx-page")
         return page
 
@@ -224,19 +240,17 @@ class Page:
 
     def start(self) -> None:
         """Run the open tab's job beside the page; one at a time."""
-        if self._thread is None or not self._thread.is_alive():
+        if not self.run.disabled:
+            self.run.disabled, self.progress.value = True, 0.02
             self._stopping.clear()
-            job = self.jobs[self.tabs.selected_index or 0]
-            self._thread = threading.Thread(target=self._work, args=(job,), daemon=True)
+            self._thread = threading.Thread(target=self._work, args=(self.jobs[self.tabs.selected_index or 0],), daemon=True)
             self._thread.start()
 
     def _work(self, job: Callable[[], None]) -> None:
-        begun, self.run.disabled, self.progress.value = time.monotonic(), True, 0.02
-        try:
-            if self.guarded(job):
-                self.status.value = view.message(f"Done in {time.monotonic() - begun:.1f} s: {self.main.words()}.")
-        finally:
-            self.run.disabled, self.progress.value = False, 0
+        begun = time.monotonic()
+        if self.guarded(job):
+            self.status.value = view.message(f"Done in {time.monotonic() - begun:.1f} s: {self.main.words()}.")
+        self.run.disabled, self.progress.value = False, 0
 
     def tell(self, share: float) -> None:
         """Show how much is done; ends the work here if Stop was pressed."""
@@ -244,26 +258,20 @@ class Page:
             raise UserError("stopped")
         self.progress.value = share
 
-    def candidates(self, trip: Trip, show: Callable[[pd.DataFrame], Any]) -> pd.DataFrame:
-        """All candidates of a trip, shown while they arrive, at last with scores."""
+    def candidates(self, trip: Trip) -> Iterator[pd.DataFrame]:
+        """Yield the candidates of a trip while they arrive, at last with scores."""
         models = session.models_for(trip.preset)
         for made in session.reconstruct(trip, models):
             self.tell((made["similarity"].notna() | made["flagged"]).mean())
-            show(made)
-        made = session.scored(trip, made, models, self.dataset.value)
-        show(made)
-        return made
+            yield made
+        yield session.scored(trip, made, models, self.dataset.value)
 
     def round_trip(self) -> None:
-        """The candidates of the source."""
+        """The candidates of the source, and the same with every number."""
         trip = self.trip()
-        self.candidates(trip, lambda made: setattr(self.views[0], "value", view.cards(trip, made)))
-
-    def step_by_step(self) -> None:
-        """The same with every number."""
-        trip = self.trip()
-        made = self.candidates(trip, lambda made: None)
-        self.views[1].value = view.steps(trip, made, session.models_for(trip.preset))
+        for made in self.candidates(trip):
+            self.views[0].value = view.cards(trip, made)
+        self.views[1].value = view.steps(trip, made)
 
     def contest(self) -> None:
         """A caption by hand against the captioner's candidates, which are made once."""
@@ -271,7 +279,8 @@ class Page:
         models = session.models_for(trip.preset)
         mine = session.scored(trip, session.own_caption(trip, words, models), models, self.dataset.value)
         if self._tried is None or self._tried[0] != trip:
-            made = self.candidates(trip, lambda made: setattr(self.views[2], "value", view.cards(trip, made)))
+            for made in self.candidates(trip):
+                self.views[2].value = view.cards(trip, made)
             self._tried = trip, made, []
         self._tried[2].append(mine)
         self.views[2].value = view.contest(trip, self._tried[2], self._tried[1])
@@ -286,31 +295,23 @@ class Page:
     def compare(self) -> None:
         """Two settings on the same source."""
         found = {}
-
-        def show(name: str, trip: Trip, made: pd.DataFrame) -> None:
-            found[name] = made
-            self.views[4].value = view.sides(trip, found)
-
         for name, settings in {"A": self.main, "B": self.other}.items():
             trip = self.trip(settings)
-            self.candidates(trip, partial(show, f"{name}: {settings.words()}", trip))
-
-    def browse(self) -> None:
-        """List the runs that are finished by now."""
-        self.runs = self.runs or RunsTab(self)
-        self.browser.children = [self.runs.widget]
-        self.runs.refresh()
+            for made in self.candidates(trip):
+                found[f"{name}: {settings.words()}"] = made
+                self.views[4].value = view.sides(trip, found)
 
 
 class RunsTab:
     """Rows of finished runs: click a point to see its round trip."""
 
     def __init__(self, page: Page) -> None:
-        self.page, self.parts, self.shown = page, [], w.HTML()
+        self.page, self.shown, self.widget = page, w.HTML(), w.VBox()
         self.run, self.score = field(w.Dropdown, "run", options=[]), field(w.Dropdown, "score", options=[])
-        self.widget = w.VBox([self.run, self.score, self.shown])
+        self.where = field(w.Text, "only where", continuous_update=False, placeholder="similarity > 0.9 and rank == 1")
         self.run.observe(lambda run: run["new"] and page.guarded(self.open), "value")
-        self.score.observe(lambda score: score["new"] and page.guarded(self.draw), "value")
+        for box in (self.score, self.where):
+            box.observe(lambda _: self.score.value and page.guarded(self.draw), "value")
 
     def refresh(self) -> None:
         """Offer the finished runs; UserError if there is none."""
@@ -322,8 +323,7 @@ class RunsTab:
 
     def open(self) -> None:
         """Read the chosen run's rows."""
-        self.rows, self.shown.value = self.run.value.rows(), ""
-        self.score.index = None
+        self.rows, self.score.index = self.run.value.rows(), None
         self.score.options = [(name, key) for key, name in view.LABELS.items() if self.rows[key].notna().any()]
         self.score.index = 0
 
@@ -331,7 +331,13 @@ class RunsTab:
         """Draw the chosen score, in a new figure: one that is changed while JupyterLab loads it stays empty."""
         from plotly import graph_objects as go  # takes seconds, and not every page needs it
 
-        kept = self.rows.sort_values("rank", kind="stable").head(MOST_POINTS)
+        try:
+            rows = self.rows.query(self.where.value) if self.where.value.strip() else self.rows
+        except Exception as error:  # pandas has many kinds
+            raise UserError(f"only where {self.where.value}: {error}; write for example domain == 'in-domain' and "
+                            "similarity > 0.9 with columns of the run's rows") from error
+        kept = rows.sort_values("rank", kind="stable").head(MOST_POINTS)
+        self.shown.value = view.message(f"{len(kept):,} of {len(self.rows):,} candidates. Click one to see its round trip.")
         self.parts = [kept[~kept["selected"]], kept[kept["selected"]]]
         words = "message" if self.run.value.task == "image" else "reconstruction"
         self.plot = go.FigureWidget([go.Scatter(
@@ -342,14 +348,14 @@ class RunsTab:
             "xaxis_title": "similarity", "yaxis_title": f"{view.LABELS[self.score.value]} × 100",
             "legend": {"orientation": "h", "y": 1.1}, "autosize": True})
         self.plot._config = {"responsive": True, "displayModeBar": False}  # as wide as a phone; plotly has no public name
-        for trace in self.plot.data:
-            trace.on_click(self.clicked)
-        self.widget.children = [self.run, self.score, self.plot, self.shown]
+        for part, trace in zip(self.parts, self.plot.data, strict=True):
+            trace.on_click(lambda _, points, __, part=part: self.page.guarded(lambda: self.show(part, points.point_inds)))
+        self.widget.children = [self.run, self.score, self.where, self.plot, self.shown]
 
-    def clicked(self, trace: Any, points: Any, _: Any) -> None:
-        """Show the round trip of the source whose candidate was clicked, from the stored rows and images."""
-        if points.point_inds:
-            item = self.parts[self.plot.data.index(trace)]["item"].iloc[points.point_inds[0]]
+    def show(self, part: pd.DataFrame, places: Sequence[int]) -> None:
+        """Show the round trip of the source of a clicked candidate, from the stored rows and images."""
+        if places:
+            item = part["item"].iloc[places[0]]
             trip, made = session.stored(self.run.value, self.rows[self.rows["item"] == item])
             self.shown.value = view.cards(trip, made, f"Source {item} of {self.run.value.name}. ")
 

@@ -1,7 +1,8 @@
 """One source at a time, in plain functions: what the explorer's page and the cells of notebook 00 call.
 
 Candidates are a DataFrame, a row each: seed, caption, logprob, image (PIL, None: not yet), flagged, truncated,
-similarity (by the preset's choice, NaN: not yet), second (cosine of the second encoder), then scores. In image
+similarity (by the preset's choice, NaN: not yet), second (cosine of the second encoder), dot and norms (product of
+the encoder's embeddings e of the source and e′ of the reconstruction, and of their norms), then scores. In image
 reconstruction the caption is the candidate and the image its reconstruction, in text reconstruction the reverse.
 Seeds and similarities are those of ``lib.roundtrip``: a source of a dataset has the same rows here as in a run.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -21,15 +23,18 @@ from PIL import Image
 
 from lib import ranking
 from lib.base import UserError
-from lib.data import Dataset, Item, decode_image, load_dataset
-from lib.metrics import References, clipscore, score_captions, score_semantics
+from lib.data import Item, decode_image, load_dataset
+from lib.metrics import References, score_captions, score_semantics
 from lib.models import Images, Models, load_captioner, load_encoder, load_generator, unknown_words
 from lib.presets import ModelSettings, Preset
 from lib.roundtrip.run import Run, runs_root
-from lib.roundtrip.steps import candidate_seeds, caption_candidates, noise_seeds, similarities, source_text
+from lib.roundtrip.steps import candidate_seeds, caption_candidates, clip_scores, noise_seeds, similarities, source_text
 
 OWN = "own"  # the dataset that own images and texts belong to, in seeds
+NEW = {"seed": 0, "caption": "", "logprob": np.nan, "image": None, "flagged": False, "truncated": False,
+       "similarity": np.nan, "second": np.nan, "dot": np.nan, "norms": np.nan}  # a candidate of which nothing is known yet
 QUICK_SCORES = ("bleu4", "cider", "rouge_l")  # METEOR and SPICE take seconds: runs have them
+dataset = lru_cache(maxsize=6)(load_dataset)
 
 
 @dataclass(frozen=True)
@@ -56,18 +61,11 @@ def typed(text: str) -> Given:
     return Given(hashlib.sha256(words.encode()).hexdigest()[:12], None, (words,))
 
 
-@lru_cache(maxsize=6)
-def dataset(name: str) -> Dataset:
-    """Return a dataset by name, read once."""
-    return load_dataset(name)
-
-
 def is_here(name: str) -> bool:
     """Return whether a dataset is on this machine."""
-    try:
+    with suppress(UserError):
         return bool(dataset(name).items)
-    except UserError:
-        return False
+    return False
 
 
 @lru_cache(maxsize=8)
@@ -77,11 +75,10 @@ def _model(load: Callable[[Any], Any], kind: type[ModelSettings], settings: str)
 
 def models_for(preset: Preset) -> Models:
     """Return a preset's models; those with equal settings are loaded once, however they decode."""
-    parts = {load_captioner: preset.captioner, load_generator: preset.generator, load_encoder: preset.encoder}
-    models = [_model(load, type(part), part.model_dump_json(exclude={"sender", "receiver"}))
-              for load, part in parts.items()]
-    second = preset.second_encoder
-    return Models(*models, second and _model(load_encoder, type(second), second.model_dump_json()))
+    parts = ((load_captioner, preset.captioner), (load_generator, preset.generator), (load_encoder, preset.encoder),
+             (load_encoder, preset.second_encoder))
+    return Models(*(part and _model(load, type(part), part.model_dump_json(exclude={"sender", "receiver"}))
+                    for load, part in parts))
 
 
 @dataclass(frozen=True)
@@ -119,10 +116,11 @@ def reconstruct(trip: Trip, models: Models) -> Iterator[pd.DataFrame]:
     if trip.task == "image":
         seeds, noise = candidate_seeds("caption", *size), noise_seeds(trip.preset, *size)[0]
         captions = caption_candidates(models.captioner, [trip.image], seeds, sender)
-        made = [_candidate(seed, c.text, c.logprob) for seed, c in zip(seeds[0], captions.itertuples(), strict=True)]
+        made = [NEW | {"seed": seed, "caption": caption.text, "logprob": caption.logprob}
+                for seed, caption in zip(seeds[0], captions.itertuples(), strict=True)]
     else:
         noise = candidate_seeds("noise", *size)[0]
-        made = [_candidate(seed) for seed in noise]
+        made = [NEW | {"seed": seed} for seed in noise]
     yield pd.DataFrame(made)
     for k, one in enumerate(made):
         one |= _drawn(one["caption"] or trip.text, noise[k], models)
@@ -132,11 +130,6 @@ def reconstruct(trip: Trip, models: Models) -> Iterator[pd.DataFrame]:
             one |= {"caption": caption["text"][0], "logprob": caption["logprob"][0]}
         one |= _compared(trip, one, models)
         yield pd.DataFrame(made)
-
-
-def _candidate(seed: int, caption: str = "", logprob: float = np.nan) -> dict[str, Any]:
-    return {"seed": seed, "caption": caption, "logprob": logprob, "image": None, "flagged": False, "truncated": False,
-            "similarity": np.nan, "second": np.nan}
 
 
 def _check_words(text: str, models: Models) -> None:
@@ -153,8 +146,8 @@ def _drawn(text: str, noise: int, models: Models) -> dict[str, Any]:
             "truncated": bool(images.truncated[0])}
 
 
-def embeddings(trip: Trip, candidate: Any, encoder: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return raw embeddings, each (1, d), of the source and of a candidate's reconstruction."""
+def _embeddings(trip: Trip, candidate: Any, encoder: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Raw embeddings, each (1, d), of the source and of a candidate's reconstruction."""
     if trip.task == "image":
         return encoder.embed_images([trip.image]), encoder.embed_images([candidate["image"]])
     return encoder.embed_texts([trip.text]), encoder.embed_texts([candidate["caption"]])
@@ -165,9 +158,10 @@ def _compared(trip: Trip, candidate: Any, models: Models) -> dict[str, float]:
     if candidate["flagged"]:
         return {}
     second = models.second_encoder if getattr(models.second_encoder, f"reads_{trip.task}s", True) else None
-    found = similarities(trip.preset, *embeddings(trip, candidate, models.encoder),
-                         second and embeddings(trip, candidate, second))
-    return {"similarity": found["similarity"][0], "second": np.ravel(found["similarity_second"])[0]}
+    pair = _embeddings(trip, candidate, models.encoder)
+    found = similarities(trip.preset, *pair, second and _embeddings(trip, candidate, second))
+    return {"similarity": found["similarity"][0], "second": np.ravel(found["similarity_second"])[0],
+            "dot": np.vdot(*pair), "norms": np.linalg.norm(pair[0]) * np.linalg.norm(pair[1])}
 
 
 def own_caption(trip: Trip, text: str, models: Models) -> pd.DataFrame:
@@ -177,7 +171,7 @@ def own_caption(trip: Trip, text: str, models: Models) -> pd.DataFrame:
     words = typed(text).references[0]
     _check_words(words, models)
     noise = noise_seeds(trip.preset, trip.dataset, [trip.source], 1, trip.seed)[0][0]
-    one = _candidate(noise, words) | _drawn(words, noise, models)
+    one = NEW | {"seed": noise, "caption": words} | _drawn(words, noise, models)
     return pd.DataFrame([one | _compared(trip, one, models)])
 
 
@@ -219,9 +213,7 @@ def scored(trip: Trip, made: pd.DataFrame, models: Models, home: str | None) -> 
         if trip.source.references and home:
             references = References.build({**dataset(home).references, trip.source.id: trip.source.references})
             scores |= score_captions([trip.source.id] * len(captions), captions, references, QUICK_SCORES).items()
-        if getattr(encoder, "reads_texts", True):
-            scores["clipscore"] = clipscore(image, encoder.embed_texts(
-                [f"{trip.preset.encoder.prompt} {caption}" for caption in captions]))
+        scores |= clip_scores(encoder, trip.preset.encoder.prompt, image[:1], captions, [0] * len(captions), [trip.source])
     if trip.source.scene:
         scores["sem_f"] = score_semantics(captions, [trip.source.scene] * len(captions))["sem_f"]
     table = pd.DataFrame({name: np.asarray(values) for name, values in scores.items()}, index=usable.index)

@@ -9,22 +9,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lib.explorer.session import Trip, embeddings, ranked
-from lib.models import Models
+from lib.explorer.session import Trip, ranked
 
 SMALL, LARGEST = 128, 384  # pixels: up to SMALL enlarged without smoothing, above LARGEST reduced
 LABELS = {"cider": "CIDEr", "clip_score": "CLIP score", "sem_f": "Semantic F1", "bleu4": "BLEU-4", "meteor": "METEOR",
           "rouge_l": "ROUGE-L", "spice_spacy": "SPICE (spaCy)", "spice": "SPICE", "clipscore": "CLIPScore"}
+COMPARED = {"first": "to the source", "similarity": "similarity", "second": "second encoder"}
 NEAR = 0.001  # similarities that print alike
-
-
-def style() -> str:
-    """Return the page's style sheet."""
-    return f"<style>{(Path(__file__).parent / 'style.css').read_text(encoding='utf-8')}</style>"
+STYLE = f"<style>{Path(__file__).with_name('style.css').read_text(encoding='utf-8')}</style>"
 
 
 def picture(image: Image.Image, alt: str) -> str:
@@ -58,15 +53,14 @@ def source(trip: Trip, note: str = "") -> str:
     return f'<div class="cx"><div class="source">{image}<div>{words}{message(note)}</div></div></div>'
 
 
-def card(one: Any, badge: str = "", kind: str = "", more: Mapping[str, float] | None = None) -> str:
-    """Return one candidate, a row of the table: its image, its caption, its numbers. more: numbers that come first."""
+def card(one: Any, badge: str = "", kind: str = "") -> str:
+    """Return one candidate, a row of the table: its image, its caption, its numbers."""
     shown = '<div class="waiting">waiting …</div>'
     if one["flagged"]:
         shown = '<div class="waiting">withheld by the safety checker</div>'
     elif one["image"] is not None:
         shown = picture(one["image"], f"generated: {one['caption']}")
-    lines = {name: number(value) for name, value in (more or {"similarity": one["similarity"]}).items()}
-    lines |= {"second encoder": number(one["second"])} if pd.notna(one.get("second")) else {}
+    lines = {name: number(one[key]) for key, name in COMPARED.items() if key == "similarity" or pd.notna(one.get(key))}
     lines |= {name: number(100 * one[key], 1) for key, name in LABELS.items() if pd.notna(one.get(key))}
     lines |= {"log p": number(one["logprob"], 1)} if pd.notna(one.get("logprob")) else {}
     badge = f'<span class="badge">{escape(badge)}</span>' if badge else ""
@@ -116,28 +110,19 @@ def sides(of: Trip, found: Mapping[str, pd.DataFrame]) -> str:
 
 def rounds(of: Trip, found: pd.DataFrame) -> str:
     """Return the rounds of a chain, a card each."""
-    entries = "".join(card(one.drop("second"), f"round {number}", "", {"to the source": one["first"],
-                                                                       "to the last": one["similarity"]})
-                      for number, (_, one) in enumerate(found.iterrows(), start=1))
+    entries = "".join(card(one, f"round {k + 1}") for k, one in found.iterrows())
     return f'<div class="cx">{beside(of, entries)}</div>'
 
 
-def steps(of: Trip, made: pd.DataFrame, models: Models) -> str:
+def steps(of: Trip, made: pd.DataFrame) -> str:
     """Return one round trip with every number on the way (the paper's Figures 1 and 2)."""
     draws, images = of.preset.generator, "".join(card(one, str(k)) for k, one in made.iterrows())
     how = f"({draws.steps} denoising steps, guidance scale {draws.guidance:g})"
     said = [f"The captioner samples captions of the image, the generator draws each {how}",
             f"The generator draws the text several times {how}, the captioner captions each image"][of.task == "text"]
-    named = made.rename_axis("candidate").reset_index().rename(columns={"logprob": "log p", "second": "second encoder"})
-    for k, one in made[~made["flagged"]].iterrows():
-        a, b = (raw[0] for raw in embeddings(of, one, models.encoder))
-        named.loc[k, ["e · e′", "|e| |e′|"]] = a @ b, np.linalg.norm(a) * np.linalg.norm(b)
-    order = ranked(named).assign(rank=range(1, len(made) + 1))
-    order = order[["rank", "candidate", "caption", "e · e′", "|e| |e′|", "similarity", "second encoder"]]
-    return (f"<div class='cx'><h4>1 · {said}</h4>{_table(named[['candidate', 'seed', 'caption', 'log p']])}"
-            f"{beside(of, images)}<h4>2 · The encoder compares embeddings e of the source and e′ of the reconstruction; "
-            f"rank 1 is selected</h4>{_table(order)}</div>")
-
-
-def _table(frame: pd.DataFrame) -> str:
-    return f'<div class="scroll">{frame.to_html(index=False, border=0, na_rep="–", float_format=number)}</div>'
+    table = ranked(made.rename_axis("candidate").reset_index()).assign(rank=range(1, len(made) + 1)).rename(columns={
+        "logprob": "log p", "dot": "e · e′", "norms": "|e| |e′|", "second": "second encoder"}).to_html(
+        index=False, border=0, na_rep="–", float_format=number, columns=[
+            "rank", "candidate", "seed", "caption", "log p", "e · e′", "|e| |e′|", "similarity", "second encoder"])
+    return (f'<div class="cx"><h4>1 · {said}</h4>{beside(of, images)}<h4>2 · The encoder compares embeddings e of the '
+            f'source and e′ of the reconstruction; rank 1 is selected</h4><div class="scroll">{table}</div></div>')

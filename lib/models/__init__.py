@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from lib.base import UserError
-from lib.models.hub import fetch_models, missing_models, used_revision, weights_fingerprint
+from lib.models.hub import fetch_models, is_here, missing_models, used_revision, weights_fingerprint
 from lib.presets import CaptionerSettings, EncoderSettings, GeneratorSettings, ModelSettings, Preset
 
 if TYPE_CHECKING:  # torch and transformers are slow to import
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch and transformers are slow to import
     from lib.models.encoders import Encoder
     from lib.models.generators import Diffusers as Generator
 
-__all__ = ["Caption", "Images", "Models", "describe", "fetch_models", "load_captioner", "load_encoder",
+__all__ = ["Caption", "Images", "Models", "describe", "fetch_models", "is_here", "load_captioner", "load_encoder",
            "load_generator", "load_models", "missing_models", "unknown_words", "weights_fingerprint"]
 
 ADAPTERS = {kind: {name.lower(): f"lib.models.{kind}s:{name}" for name in names} for kind, names in {

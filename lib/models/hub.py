@@ -171,6 +171,11 @@ def used_revision(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
+def is_here(settings: ModelSettings) -> bool:
+    """Return whether a model's files are on this machine, its LoRA included."""
+    return all(_present(model) for model in wanted(settings))
+
+
 def weights_fingerprint(settings: ModelSettings) -> str | None:
     """Return what identifies a model's weights, its LoRA included; None where they are not on this machine.
 
