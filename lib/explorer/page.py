@@ -25,6 +25,9 @@ TABS = ["Round trip", "Step by step", "Own caption", "Chain", "Compare", "Finish
 FIRST = ("picturebook-coco", "107")  # what a fresh page shows: a source with a clear winner
 EXAMPLES = ["two red owls on a beach", "a small snowman with a red scarf at night", "a blue boat next to a yellow ball"]
 MOST_POINTS = 5000
+# A plot is drawn before it has a place, 700 pixels wide; at this event it takes the width of a phone or a desktop.
+FIT = """<img src="data:," hidden onerror="for (const ms of [300, 1500, 4000])
+    setTimeout(() => window.dispatchEvent(new Event('resize')), ms)">"""
 ROW = {"flex_flow": "row wrap", "align_items": "center"}
 
 
@@ -350,7 +353,7 @@ class RunsTab:
         self.plot._config = {"responsive": True, "displayModeBar": False}  # as wide as a phone; plotly has no public name
         for part, trace in zip(self.parts, self.plot.data, strict=True):
             trace.on_click(lambda _, points, __, part=part: self.page.guarded(lambda: self.show(part, points.point_inds)))
-        self.widget.children = [self.run, self.score, self.where, self.plot, self.shown]
+        self.widget.children = [self.run, self.score, self.where, self.plot, w.HTML(FIT), self.shown]
 
     def show(self, part: pd.DataFrame, places: Sequence[int]) -> None:
         """Show the round trip of the source of a clicked candidate, from the stored rows and images."""
