@@ -22,7 +22,6 @@ SOURCE = ["task", "dataset", "item"]  # the columns that name a source
 Statistic = Callable[..., np.ndarray]  # (..., S) arrays and axis=-1 -> (...)
 
 
-
 def cosine(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Return the cosine f(e_x, e_y) of raw embeddings row by row, (N, d), (N, d) -> (N,) in [-1, 1] (paper 3.4).
 
@@ -46,7 +45,6 @@ def rank(similarity: ArrayLike, groups: ArrayLike) -> np.ndarray:
     """
     values = pd.Series(np.asarray(similarity, dtype=np.float64))
     return values.groupby(np.asarray(groups)).rank(method="first", ascending=False).to_numpy()
-
 
 
 def within_source_rho(table: pd.DataFrame, x: str = "similarity", y: str = "cider", by: Sequence[str] = SOURCE,
@@ -76,6 +74,10 @@ def within_source_rho(table: pd.DataFrame, x: str = "similarity", y: str = "cide
         rho = ((rho - of_x * of_y) / rest.where(rest > 1e-6)).clip(-1.0, 1.0)
     return rho.rename("rho")
 
+
+def relative_gain(selected: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Return 100 * (mean selected / mean baseline - 1) in percent (Table 1's last row)."""
+    return 100 * (np.mean(selected, axis=axis) / np.mean(baseline, axis=axis) - 1)
 
 
 def spearman(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -124,8 +126,8 @@ def interval(values: ArrayLike, statistic: Statistic = np.mean, seed: int = 0, l
 
 
 def gain(selected: ArrayLike, baseline: ArrayLike, seed: int = 0) -> dict[str, float]:
-    """Return the gain of mean selected over mean baseline in percent (Table 1's last row) as `interval` does."""
-    return interval([selected, baseline], lambda a, b, axis: 100 * (a.mean(axis=axis) / b.mean(axis=axis) - 1), seed)
+    """Return the relative gain in percent of selected over baseline as `interval` does, paired by source."""
+    return interval([selected, baseline], relative_gain, seed)
 
 
 def difference(a: ArrayLike, b: ArrayLike, statistic: Statistic = np.mean, seed: int = 0) -> dict[str, float]:
@@ -162,7 +164,6 @@ def holm(p: ArrayLike) -> np.ndarray:
     order = np.argsort(p)[: np.isfinite(p).sum()]
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return adjusted
-
 
 
 def detectable(low: float, high: float, power: float = 0.8) -> float:

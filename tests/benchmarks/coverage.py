@@ -30,7 +30,7 @@ from scipy.special import comb
 from lib import ranking
 from lib.base import ROOT
 from lib.metrics import bleu_from_counts
-from lib.ranking import difference, interval, mean, relative_gain, share, share_difference, spearman, within_source_rho
+from lib.ranking import difference, interval, relative_gain, share, share_difference, spearman, within_source_rho
 
 TABLE = ROOT / "data" / "expected" / "coverage.csv"
 RESAMPLES = 200
@@ -128,10 +128,10 @@ def estimators() -> dict[str, tuple[str, Callable[[Sample], dict[str, float]]]]:
         return difference(*halves, spearman)
 
     return {
-        "mean of within-source rho": ("03, 14", over(mean, "rho")),
-        "the same, length partialled out": ("03", over(mean, "partial")),
-        "mean difference of slopes": ("03", over(mean, "contrast")),
-        "mean difference of scores": ("03, 08, 10", over(mean, "change")),
+        "mean of within-source rho": ("03, 14", over(np.mean, "rho")),
+        "the same, length partialled out": ("03", over(np.mean, "partial")),
+        "mean difference of slopes": ("03", over(np.mean, "contrast")),
+        "mean difference of scores": ("03, 08, 10", over(np.mean, "change")),
         "gain in percent, CIDEr": ("05, 09, 11, 14", over(relative_gain, "best cider", "cider")),
         "gain in percent, semantic F1": ("09, 11, 14", over(relative_gain, "best f1", "f1")),
         "gain in percent, corpus BLEU-4": ("05", bleu),
