@@ -196,8 +196,12 @@ def run_notebooks(flags: argparse.Namespace, given: dict[str, Any], folder: Path
     models = [path for path in known if "ENGINE" in known[path]]
     summary = [path for path in known if path.stem == "90_summary"]
     stages = [*([path] for path in models), [path for path in known if path not in models + summary], summary]
+    done = []
     with ThreadPoolExecutor(2) as pool:  # not in this thread: it stays free to answer Ctrl-C
-        done = [list(pool.map(one, stage)) for stage in stages]
+        for stage in stages:
+            if len(stage) > 1:  # two at a time divide the cores
+                os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+            done.append(list(pool.map(one, stage)))
     print(f"\n{len(known)} notebooks in {time.monotonic() - begun:.0f} s")
     if done[-1] == [True]:
         export_summary(runs.figures / "notebooks" / summary[0].name, runs.figures / "index.html")
