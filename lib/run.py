@@ -57,8 +57,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.error, add = error, parser.add_argument
     add("--preset", default="mini", metavar="P", help="models, decoding and sizes: a name or a .toml file (mini)")
     add("--dataset", action="append", metavar="D", help="a dataset; several: repeat, or a,b (the preset's own)")
-    add("--n", type=int, default=0, metavar="N", help="sources of each dataset (the preset's number)")
-    add("--candidates", type=int, default=0, metavar="K", help="candidates of each source (the preset's number)")
+    add("--n", type=int, metavar="N", help="sources of each dataset (the preset's number)")
+    add("--candidates", type=int, metavar="K", help="candidates of each source (the preset's number)")
     add("--seed", type=int, default=0, metavar="S", help="changes every draw (the preset's)")
     add("--only", default="", metavar="LIST", help="notebooks by number or name, such as 03,05")
     add("--param", action="append", default=[], metavar="NAME=VALUE", help="any other parameter; repeatable")
@@ -68,8 +68,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--explore", action="store_true", help="serve the interactive page on this machine until Ctrl-C")
     flags = parser.parse_args(arguments)
     for name in ("n", "candidates", "seed"):
-        if getattr(flags, name) < 0:
-            raise UserError(f"--{name} {getattr(flags, name)}: give a whole number from 1 on")
+        value, least = getattr(flags, name), 0 if name == "seed" else 1
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: give a whole number from {least} on")
     return flags
 
 
@@ -263,8 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = parse(arguments)
         with tempfile.TemporaryDirectory(prefix="nb-", dir="/tmp") as name:  # short: a socket's path is limited
             folder = Path(name)
-            given = {"PRESET": flags.preset, "DATASET": ",".join(flags.dataset or ["all"]), "N_SOURCES": flags.n,
-                     "N_CANDIDATES": flags.candidates, "SEED": flags.seed}  # what every notebook has
+            given = {"PRESET": flags.preset, "DATASET": ",".join(flags.dataset or ["all"]), "N_SOURCES": flags.n or 0,
+                     "N_CANDIDATES": flags.candidates or 0, "SEED": flags.seed}  # what every notebook has
             end_on_signals(folder, "explorer closed" if flags.explore else "interrupted, run again to continue")
             neutral_surroundings(folder)
             if flags.explore:

@@ -123,6 +123,7 @@ def test_a_killed_kernel_is_one_line(execute):
 
 @pytest.mark.parametrize(("flags", "told"), [
     ("--n -1", "--n -1: give a whole number from 1 on"),
+    ("--candidates 0", "--candidates 0: give a whole number from 1 on"),
     ("--n 2.5", "invalid int value: '2.5'"),
     ("--datset x", "unrecognized arguments: --datset x; ./run_all.sh --help lists the flags"),
     ("--only 03,77", "--only 77: no such notebook; there are 01_image_reconstruction, 02"),

@@ -123,7 +123,8 @@ def _load(kind: str, settings: ModelSettings, device: str | None) -> Any:
     try:
         adapter = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{kind} adapter {settings.adapter!r} cannot be imported: {error}") from error
+        raise UserError(f"{kind} adapter {settings.adapter!r} cannot be imported: {error} (a module of yours is "
+                        "found in the absolute folders that PYTHONPATH names)") from error
     return adapter(settings, device)
 
 
