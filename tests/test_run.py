@@ -16,6 +16,7 @@ from lib import run
 from lib.base import ROOT
 
 FLAGS = ["--n", "6", "--candidates", "3", "--dataset", "picturebook-coco"]
+SMALL = ["--param", "REPEATS=3", "--param", "ROUNDS=3"]
 
 
 def hostile(place: Path) -> dict[str, str]:
@@ -40,7 +41,7 @@ def command(*flags: str, env: dict[str, str]) -> subprocess.CompletedProcess[str
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The place and the output of a whole run of one dataset."""
     place = tmp_path_factory.mktemp("whole")
-    return place, command(*FLAGS, env=hostile(place))
+    return place, command(*FLAGS, *SMALL, env=hostile(place))
 
 
 def test_the_command_ends_with_what_to_read_first(whole):

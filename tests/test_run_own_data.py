@@ -27,7 +27,8 @@ def test_own_data_run_to_the_summary(tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS), encoding="utf-8")
     (tmp_path / "mine.toml").write_text(
         'base = "mini"\ndatasets = ["folder:./a b/set/", "folder:b/set", "texts:prompts.txt"]\n')
-    command = [sys.executable, "-m", "lib.run", "--candidates", "2", "--preset", "mine.toml"]
+    command = [sys.executable, "-m", "lib.run", "--candidates", "2", "--preset", "mine.toml",
+               "--param", "REPEATS=3", "--param", "ROUNDS=3"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"COMPENDIUM_CALLER": str(tmp_path)}, capture_output=True,
                           text=True, check=False)
     assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
