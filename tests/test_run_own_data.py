@@ -35,6 +35,7 @@ def test_own_data_run_to_the_summary(tmp_path):
     (folder,) = (tmp_path / "figures").iterdir()
     executed = sorted(folder.glob("notebooks/*.ipynb"))
     assert (folder / "index.html").is_file() and len(executed) == len(run.select(""))
+    assert "Warning" not in (folder / "index.html").read_text(encoding="utf-8")
     assert "set (2)" in nbformat.writes(nbformat.read(executed[0], 4))
     for told in ("set: 3 images, 0 captions", "has no captions, which text reconstruction starts from", "zebra, bicycle",
                  "has no images, which image reconstruction starts from",
