@@ -1,17 +1,11 @@
-"""The look of every figure, the record saved beside it, a grid of images with captions, and the table of claims.
-
-One theme, colours that colour-blind readers can tell apart (Okabe and Ito 2008), the widths of a two-column
-paper. The same figure is saved as the same bytes: no date, fixed ids.
-"""
-
-from __future__ import annotations
+"""The look of every figure, the record saved beside it, a grid of images with captions, and the table of claims."""
 
 import io
 import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,12 +17,11 @@ from PIL import Image
 
 from lib import ranking
 from lib.base import write_atomic
-
-if TYPE_CHECKING:
-    from lib.roundtrip import Runs
+from lib.roundtrip import Runs
 
 PAGE = 6.95  # inches: the width of a two-column paper
 SMALL = 6.5  # points: no smaller text in print
+# Colours that colour-blind readers can tell apart (Okabe and Ito 2008).
 PALETTE = BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
 INK, GREY, PALE, SELECTED = "#222222", "#6B6B6B", "#E4E4E4", "#00775A"
 RC = {
@@ -49,8 +42,7 @@ SCORES = {
     "clipscore": "CLIPScore", "ref_clipscore": "RefCLIPScore", "clip_score": "CLIP score",
     "clip_score_second": "CLIP score (second encoder)", "sem_f": "Semantic F1",
 }
-CLAIMS = ["claim", "task", "dataset", "paper", "estimate", "low", "high", "n", "unit", "verdict", "detectable",
-          "note"]
+CLAIMS = ["claim", "task", "dataset", "paper", "estimate", "low", "high", "n", "unit", "verdict", "detectable", "note"]
 
 
 def use_theme() -> None:
@@ -100,6 +92,7 @@ def save_figure(fig: Figure, name: str, runs: Runs, alt: str, data: pd.DataFrame
 
     The JSON holds alt, a sentence or two for who cannot see the figure, data, the numbers drawn, and their provenance.
     """
+    # Without dates the same figure is saved as the same bytes.
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None},
                 "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     for kind, keys in metadata.items():

@@ -4,14 +4,12 @@ Every preset is a TOML file in ``data/presets``; your own names a ``base`` and o
 Token counts are new tokens: after the prompt, without the end token. Sizes are in pixels (square).
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -47,7 +45,7 @@ class Decoding(Settings):
     prompt: str = ""
 
     @model_validator(mode="after")
-    def _lengths(self) -> Decoding:
+    def _lengths(self) -> Self:
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens = {self.min_tokens} exceeds max_tokens = {self.max_tokens}")
         return self
@@ -82,7 +80,7 @@ class CaptionerSettings(ModelSettings):
     receiver: Decoding = Decoding(strategy="greedy")
 
     @model_validator(mode="after")
-    def _prompts(self) -> CaptionerSettings:
+    def _prompts(self) -> Self:
         config = ROOT / Path(self.id).expanduser() / "config.json"  # others are checked when they are loaded
         text = json.loads(config.read_text(encoding="utf-8")).get("text_config", {}) if config.is_file() else {}
         longest = text.get("max_position_embeddings", math.inf)
@@ -96,9 +94,9 @@ class CaptionerSettings(ModelSettings):
 class GeneratorSettings(ModelSettings):
     """A text-to-image model. Images are drawn at ``size`` and resized to ``output_size`` (pixels).
 
-    scheduler: a diffusers class, None for the pipeline's own; lora: a hub name or folder whose
-    low-rank weights are fused; variant: suffix of the weight files, such as "fp16"; noise: what an
-    image's noise is drawn for, the source (all its candidates share it) or each candidate.
+    scheduler: a diffusers class, None for the pipeline's own; lora: a hub name or folder whose weights are fused;
+    variant: suffix of the weight files, such as "fp16"; noise: what an image's noise is drawn for, the source (all
+    its candidates share it) or each candidate.
     """
 
     adapter: str = "diffusers"
@@ -116,7 +114,7 @@ class GeneratorSettings(ModelSettings):
     compile: bool = False
 
     @model_validator(mode="after")
-    def _scheduler(self) -> GeneratorSettings:
+    def _scheduler(self) -> Self:
         if self.scheduler not in USUAL_SCHEDULERS:
             import diffusers
 

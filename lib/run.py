@@ -1,10 +1,4 @@
-"""The command behind ``./run_all.sh``: executes the notebooks in order with papermill.
-
-Notebooks 01 and 02 run the models and write rows, which are kept and reused; all others read rows and are executed
-again each time. ``--help`` needs the standard library only.
-"""
-
-from __future__ import annotations
+"""The command behind ``./run_all.sh``: executes the notebooks in order with papermill. ``--help`` needs no package."""
 
 import argparse
 import ast
@@ -213,7 +207,7 @@ def run_notebooks(flags: argparse.Namespace, given: dict[str, Any], folder: Path
     return 1 if told else 0
 
 
-def prepared(given: Mapping[str, Any], models: bool = False) -> Runs:
+def prepared(given: Mapping[str, Any], models: bool = False) -> "Runs":
     """Return the runs that the parameters stand for, once their data, and on request their models, are here."""
     from lib.data import fetch, missing_files
     from lib.models import fetch_models, missing_models

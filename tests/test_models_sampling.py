@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lib.models.sampling import RowSampler, gumbel_noise, keep_nucleus, keep_top_k, penalise_repetition
+from lib.models.sampling import RowSampler, gumbel_noise, keep_nucleus, keep_top_k
 from lib.presets import Decoding
 
 CPU = torch.device("cpu")
@@ -74,8 +74,9 @@ def test_sampling_draws_the_filtered_distribution(decoding, expected):
 
 
 def test_repetition_penalty_by_hand():
-    scores = torch.tensor([[2.0, -1.0, 0.5]])
-    assert penalise_repetition(scores, torch.tensor([[0, 1, 0]]), 2.0).tolist() == [[1.0, -2.0, 0.5]]
+    sampler = RowSampler(Decoding(strategy="greedy", repetition_penalty=2), [0, 0], [99], CPU)
+    scores = torch.tensor([[2.0, -1.0, 1.5], [-1.0, -1.5, -1.6]])
+    assert sampler(torch.tensor([[0, 1, 0], [0, 0, 0]]), scores).argmax(1).tolist() == [2, 1]  # halved, doubled below 0
 
 
 def test_end_token_stops_the_count_and_waits_for_the_minimum():

@@ -1,5 +1,3 @@
 """The explorer: plain functions for one source at a time (``session``), and a page of widgets on top of them."""
 
-from lib.explorer.page import open_page
-
-__all__ = ["open_page"]
+from lib.explorer.page import open_page as open_page

@@ -1,7 +1,5 @@
 """The explorer's page: plain ipywidgets over ``session``; the same in JupyterLab and in Voila."""
 
-from __future__ import annotations
-
 import threading
 import time
 import traceback

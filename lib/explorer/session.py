@@ -7,8 +7,6 @@ reconstruction the caption is the candidate and the image its reconstruction, in
 Seeds and similarities are those of ``lib.roundtrip``: a source of a dataset has the same rows here as in a run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """What the explorer shows, as strings of HTML: every text is escaped, every image embedded."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping, Sequence

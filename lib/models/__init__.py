@@ -1,20 +1,8 @@
-"""Three kinds of models behind three functions: ``load_captioner``, ``load_generator``, ``load_encoder``.
-
-An adapter is a name below, or ``"module:Class"`` of your own, called with (settings, device), so that a
-preset alone can plug in any model:
-
-- a captioner has ``caption(images, seeds, decoding)``: for each image one ``Caption`` a seed;
-- a generator has ``generate(texts, seeds)``: ``Images``, or plain uint8 pixels (B, H, W, 3);
-- an encoder has ``embed_images(images)`` and ``embed_texts(texts)``: float32 (B, d), not normalised;
-  ``reads_images = False`` or ``reads_texts = False`` says which of them it lacks.
-
-What a caption or image is depends on its own image or text and its seed only. Torch and transformers
-are imported when the first model is loaded.
-"""
+"""Three kinds of models behind ``load_captioner``, ``load_generator``, ``load_encoder``: README.md has their contract."""
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -119,10 +107,9 @@ def _load(kind: str, settings: ModelSettings, device: str | None) -> Any:
     if ":" not in place:
         raise UserError(f"unknown {kind} adapter {settings.adapter!r}: choose one of {', '.join(known)} "
                         "or give module:Class")
-    module, name = place.split(":", 1)
     try:
-        adapter = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        adapter = pkgutil.resolve_name(place)
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{kind} adapter {settings.adapter!r} cannot be imported: {error} (a module of yours is "
                         "found in the absolute folders that PYTHONPATH names)") from error
     return adapter(settings, device)

@@ -1,7 +1,5 @@
 """Captioners: images in, K captions an image out, each with its log-probability (paper 3.2)."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -52,9 +50,8 @@ class Captioner(LocalModel):
                 decoding: Decoding | None = None) -> list[list[Caption]]:
         """Return ``len(seeds[i])`` captions of ``images[i]``, in the order of the seeds.
 
-        images: PIL, or uint8 arrays (H, W, 3). decoding: the preset's sender if None. Each caption depends on
-        its image, its seed and the decoding only. Greedy and beam captions do not depend on the seed: they
-        are made once an image and repeated.
+        images: PIL, or uint8 arrays (H, W, 3). decoding: the preset's sender if None. Greedy and beam captions do
+        not depend on the seed: they are made once an image and repeated.
         """
         decoding = self.settings.sender if decoding is None else decoding
         self._check_prompt(decoding)
@@ -66,8 +63,7 @@ class Captioner(LocalModel):
         made = iter([caption for part in parts for caption in part])
         captions = [[next(made) for _ in row] for row in used]
         self._check_finite([c.logprob for row in captions for c in row])
-        return [row * len(asked) if decoding.deterministic else row
-                for row, asked in zip(captions, seeds, strict=True)]
+        return [row * len(asked) if decoding.deterministic else row for row, asked in zip(captions, seeds, strict=True)]
 
     def _batch(self, images: Sequence[Any], rows: list[tuple[int, int]], decoding: Decoding) -> list[Caption]:
         """Caption rows (image, seed): each image is encoded once for equally many rows, the surplus is dropped."""

@@ -1,9 +1,4 @@
-"""BLIP's COCO-tuned caption checkpoint (paper 4.1), fetched once and converted to safetensors.
-
-Its tensors have the names of its authors' code. The pickle is read as tensors only and then deleted.
-"""
-
-from __future__ import annotations
+"""BLIP's COCO-tuned caption checkpoint (paper 4.1), fetched once and converted to safetensors."""
 
 import json
 import tempfile

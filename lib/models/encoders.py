@@ -1,7 +1,5 @@
 """Encoders: images or texts in, raw float32 embeddings out. ``lib.ranking`` normalises."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from typing import ClassVar

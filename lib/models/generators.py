@@ -1,7 +1,5 @@
 """Generators: captions in, uint8 images out (paper 3.3). Any diffusers text-to-image pipeline."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import logging

@@ -1,10 +1,4 @@
-"""From a preset's model id to a folder of safetensors: local, in the hub's cache, or fetched.
-
-A relative folder is looked up from the repository's root. What is not cached is fetched from the hub
-unless ``HF_HUB_OFFLINE`` is set. Only safetensors are read, and no code of a checkpoint is ever run.
-"""
-
-from __future__ import annotations
+"""From a preset's model id to a folder of safetensors: local, in the hub's cache, or fetched."""
 
 import contextlib
 import hashlib
@@ -67,8 +61,7 @@ def wanted(settings: ModelSettings) -> list[Wanted]:
     weights = [f"*/{stem}{part}{ending}{rest}.safetensors" for stem in ("model", "diffusion_pytorch_model")
                for part, rest in (("", ""), ("", _SHARD), (_SHARD, ""))]
     patterns = ("model_index.json", *(f"*/{pattern}" for pattern in SMALL_FILES), *weights)
-    pipeline = Wanted(settings.id, settings.revision, patterns,
-                      () if settings.safety_checker else ("safety_checker/*",))
+    pipeline = Wanted(settings.id, settings.revision, patterns, () if settings.safety_checker else ("safety_checker/*",))
     lora = Wanted(settings.lora or "", settings.lora_revision, ("*.safetensors", "*.json"))
     return [pipeline, lora] if settings.lora else [pipeline]
 

@@ -1,7 +1,5 @@
 """What all models on this machine share: device, number type, weights, batches, and checks when they load."""
 
-from __future__ import annotations
-
 import gc
 import itertools
 import json

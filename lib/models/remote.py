@@ -1,14 +1,4 @@
-"""Captioners and generators behind an HTTP interface, by a small class of your own.
-
-A preset names the class as its adapter and the service in ``options`` (see ``data/presets/remote.toml``):
-``url``; ``key_env``, the environment variable that holds the key, which is never stored; ``price``, your
-estimate for one call, and ``cap``, above which no call is made; ``request``, fields of the request to change
-("" leaves one out). Every answer is kept under ``data/cache/api``, keyed by the whole request: a repeated
-run costs nothing and gives the same rows, although such services repeat nothing themselves. For another
-service, subclass ``ChatCaptioner`` or ``ImagesGenerator`` and write ``request`` and ``parse``.
-"""
-
-from __future__ import annotations
+"""Captioners and generators behind an HTTP interface, by a small class of your own: README.md has the options."""
 
 import base64
 import hashlib
@@ -31,7 +21,6 @@ from lib.models import Caption, Images, as_pil
 from lib.presets import CaptionerSettings, Decoding, GeneratorSettings
 
 CACHE = ROOT / "data" / "cache" / "api"
-TIMEOUT = 120  # seconds
 # A busy service is asked again, after the pause that it names or after 2, 4, 8 ... seconds.
 BUSY = Retry(total=5, connect=0, read=0, status_forcelist=(429, 503, 529), allowed_methods=None, backoff_factor=1,
              raise_on_status=False)
@@ -83,7 +72,7 @@ class Remote:
             with requests.Session() as session:
                 session.mount(self.url, HTTPAdapter(max_retries=BUSY))
                 answer = session.post(self.url, json=request, headers={"Authorization": f"Bearer {key}"},
-                                      timeout=TIMEOUT, allow_redirects=False)  # a key follows no redirect
+                                      timeout=120, allow_redirects=False)  # a key follows no redirect
             if answer.status_code == 200 or refused(answer.content):
                 return answer.content.replace(key.encode(), b"***")  # some services repeat it; it is never kept
             said = f"HTTP {answer.status_code}: {answer.text[:200]}"

@@ -1,17 +1,15 @@
 """Decoding that keeps the repeatability contract: every row draws its own noise.
 
-Top-p (or top-k) filtering, then Gumbel noise and an arg max, is an exact sample from the filtered
-distribution (the Gumbel-max trick), and the noise is a pure function of (row seed, step, token). So a
-caption never depends on the batch, the order or the device, as far as the model's own logits do not.
+Top-p (or top-k) filtering, then Gumbel noise and an arg max, is an exact sample from the filtered distribution (the
+Gumbel-max trick), and the noise is a pure function of (row seed, step, token). So a caption depends on batch, order
+and device no more than the model's own logits do.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
 import torch
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from lib.presets import Decoding
 
@@ -42,12 +40,6 @@ def gumbel_noise(seeds: torch.Tensor, step: int, n_tokens: int) -> torch.Tensor:
     return -torch.log(-torch.log((bits.double() + 0.5) * 2.0**-52))
 
 
-def penalise_repetition(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Return logits (B, V) with tokens used before, ids (B, L), less likely (Keskar et al. 2019; paper 3.2)."""
-    used = torch.gather(scores, 1, seen)
-    return scores.scatter(1, seen, torch.where(used < 0, used * penalty, used / penalty))
-
-
 def keep_nucleus(logprobs: torch.Tensor, p: float) -> torch.Tensor:
     """Keep the smallest set of most likely tokens whose probability reaches p; -inf elsewhere.
 
@@ -73,8 +65,7 @@ class RowSampler(LogitsProcessor):
     distribution: before repetition penalty, minimum length, temperature and filtering.
     """
 
-    def __init__(self, decoding: Decoding, seeds: Sequence[int], end_tokens: Sequence[int],
-                 device: torch.device) -> None:
+    def __init__(self, decoding: Decoding, seeds: Sequence[int], end_tokens: Sequence[int], device: torch.device) -> None:
         self.decoding, self._step = decoding, 0
         noise_device = torch.device("cpu") if device.type == "mps" else device  # Apple's MPS lacks float64
         self._seeds = torch.tensor(list(seeds), dtype=torch.int64, device=noise_device)
@@ -99,7 +90,7 @@ class RowSampler(LogitsProcessor):
         """The next token of every row, (B, 1)."""
         decoding = self.decoding
         if decoding.repetition_penalty != 1.0 and input_ids.shape[1] > 0:
-            scores = penalise_repetition(scores, input_ids, decoding.repetition_penalty)
+            scores = RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty)(input_ids, scores)  # paper 3.2
         if self._step < decoding.min_tokens:
             scores = scores.index_fill(1, self._end, -math.inf)
         if decoding.strategy == "greedy":
