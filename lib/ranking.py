@@ -126,8 +126,13 @@ def interval(values: ArrayLike, statistic: Statistic = np.mean, seed: int = 0, l
 
 
 def gain(selected: ArrayLike, baseline: ArrayLike, seed: int = 0) -> dict[str, float]:
-    """Return the relative gain in percent of selected over baseline as `interval` does, paired by source."""
-    return interval([selected, baseline], relative_gain, seed)
+    """Return the relative gain in percent of selected over baseline as `interval` does, paired by source.
+
+    NaN where the mean of the baseline may be zero: a percentage of it says nothing.
+    """
+    result = interval([selected, baseline], relative_gain, seed)
+    base = interval([baseline, selected], lambda base, _, axis=-1: np.mean(base, axis=axis), seed)
+    return result | dict.fromkeys(("estimate", "low", "high", "p"), np.nan) if base["low"] <= 0 <= base["high"] else result
 
 
 def difference(a: ArrayLike, b: ArrayLike, statistic: Statistic = np.mean, seed: int = 0) -> dict[str, float]:

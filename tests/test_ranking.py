@@ -142,6 +142,7 @@ def test_gain_is_relative_and_paired_and_drops_a_source_from_both_sides() -> Non
     found = gain([2.0, 4, 6, 8, 10, 12, np.nan], [1.0, 2, 3, 4, 5, 6, 99])
     assert (found["estimate"], found["low"], found["high"], found["n"]) == pytest.approx((100, 100, 100, 6))
     assert gain([1.1, 2.2], [1.0, 2.0])["estimate"] == pytest.approx(10)
+    assert np.isnan(gain([2.0, 1, 3, 2, 1, 2], [-1.0, 1, -2, 2, -3, 3.5])["estimate"])  # percent of about nothing
 
 
 def test_difference_needs_six_sources_on_each_side() -> None:
