@@ -61,7 +61,7 @@ def test_the_picture_book_is_complete_and_drawn_as_ever(name, count, domains, di
     """Rows depend on these draws: the digests are those of the first version's ids."""
     dataset = load_dataset(name)
     assert hashlib.sha256(" ".join(ids(dataset.subset(120, 0))).encode()).hexdigest()[:16] == digest
-    assert len(dataset) == 500 and not dataset.absent and dataset.name == dataset.address == name
+    assert len(dataset) == 500 and not dataset.absent and dataset.name == name
     assert all(item.scene for item in dataset.items) and {item.domain for item in dataset.items} == domains
     assert list(dataset.notes) == [f"{name}: 500 images, {500 * count:,} captions"]
     dataset.check_images()
@@ -306,7 +306,7 @@ def test_any_form_of_the_path_gives_one_dataset(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("COMPENDIUM_CALLER", str(tmp_path))
     found = [load_dataset(f"folder:{place}") for place in
              (folder, f"{folder}/", "my/images", "./my/../my/images/", "~/my/images")]
-    assert {(d.name, d.address) for d in found} == {("images", f"folder:{folder}")}
+    assert {d.name for d in found} == {"images"} and len({d.items for d in found}) == 1
     assert len({tuple(i.id for i in d.subset(2).items) for d in found}) == 1
     monkeypatch.setenv("COMPENDIUM_CALLER", str(folder))
     assert load_dataset("folder:.").name == "images"
@@ -336,7 +336,7 @@ def test_what_was_matched_and_what_passed_over_is_one_line(folder):
     line, = dataset.notes
     for part in ("images: 5 images, 1 captions;", "images without captions: 4 (2.png, 3.png, photo.jfif and 1 more);",
                  "captions whose name fits no image: 3 (7.png, 8.png, photo);", "1 broken link", "1 hidden image",
-                 "2 .heic (not read as image: convert", "1 .svg (not read", "1 without extension (not read",
+                 "2 .heic (not read: convert images to JPEG", "1 .svg (not read", "1 without extension (not read",
                  "2 .txt (no one image has its name)", "1 .csv (not named captions)"):
         assert part in line, part
     assert "\n" not in line
@@ -372,7 +372,6 @@ BAD_CAPTIONS = [
     ("captions.json", '{"1.png": 5}', r"entry 1.captions.0: .*string .given: 5"),
     ("captions.json", "[" * 100_000, "Invalid JSON"),
     ("captions.json", '{"1.png": "one", "1.png": "uno"}', "'1.png' is there twice: give its captions as one list"),
-    ("captions.json", '{"../x": "one"}', "leaves its folder"),
     ("captions.jsonl", '{"file_name": "1.png"}', r"line 1.captions: Field required"),
     ("captions.jsonl", '{"file_name": "1.png", "text": "one"}\n{', "line 2: Invalid JSON"),
     ("captions.csv", "1.png,a ball\n2.png,two", "line 1 needs a column file_name .*one column caption"),
@@ -402,7 +401,7 @@ def test_bad_folders(folder, tmp_path):
     (tmp_path / "IMG.heic").write_bytes(b"x")
     for path in folder.iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"has no images .*\.jfif.*passed over: 1 \.heic \(not read as image: convert"):
+    with pytest.raises(UserError, match=r"has no images .*\.jfif.*passed over: 1 \.heic \(not read: convert"):
         load(tmp_path)
     for name in ("captions.csv", "metadata.csv"):
         (folder / name).write_text("file,text\n1.png,one")
@@ -435,7 +434,7 @@ def test_texts(tmp_path, monkeypatch):
     path.write_bytes("\ufeffa red boat\n\n  two owls \n...\nthree\n".encode())
     monkeypatch.setenv("COMPENDIUM_CALLER", str(tmp_path))
     dataset = load_dataset("texts:prompts.v1.txt")
-    assert dataset.name == "prompts.v1" and dataset.address == f"texts:{path}"
+    assert dataset.name == "prompts.v1"
     assert [(i.id, i.references) for i in dataset.items] == [
         ("000001", ("a red boat",)), ("000003", ("two owls",)), ("000005", ("three",))]
     assert dataset.notes == ("prompts.v1: 3 texts, no images",

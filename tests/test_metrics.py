@@ -249,7 +249,7 @@ def test_a_caption_that_meteor_cannot_take_costs_only_its_own_score(
     monkeypatch.setattr("lib.metrics.java._shared", {})
     references = References.build({"1": ["a cat"], "2": ["a dog"]})
     found = score_captions(["1", "1", "2"], ["a cat", "monster", "a dog"], references, ["meteor", "bleu1"])
-    shared_meteor().close()
+    shared_meteor().process.communicate()
     assert found["bleu1"].notna().all() and found["meteor"].notna().sum() == scored
     if scored:
         assert found["meteor"].isna().tolist() == [False, True, False] and not found.attrs["missing"]

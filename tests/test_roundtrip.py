@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -225,14 +226,6 @@ def test_a_caption_without_a_score_is_named(captioned, tmp_path, quick_scores, m
     assert "captions without a score: image 00.png: no METEOR" in capsys.readouterr().err
 
 
-def test_scenes_give_semantic_scores(captioned, tmp_path, quick_scores):
-    scene = {"setting": "snow", "relation": None, "planted": None, "entities": [
-        {"category": "owl", "colour": "red", "size": "big", "count": 1, "accessory": None}]}
-    items = tuple(dataclasses.replace(item, scene=scene) for item in captioned.items)
-    rows = executed(dataclasses.replace(captioned, items=items), tmp_path).rows()
-    assert rows["sem_f"].between(0, 1).all()
-
-
 def test_scores_of_flagged_rows_are_null_and_counted(captioned, tmp_path, quick_scores):
     run = executed(captioned, tmp_path, models=stand_ins(flag="red"), settings=BY_CANDIDATE)
     rows, counts = run.rows(), run.info()["counts"]
@@ -262,4 +255,9 @@ def test_all_unreadable_images_are_named_before_any_model_runs(tmp_path):
 def test_bad_options(bare, tmp_path, options, reason):
     with pytest.raises(UserError, match=reason):
         executed(bare, tmp_path, **options)
+
+
+def test_a_folder_for_runs_that_cannot_be_made_is_one_line(bare):
+    with pytest.raises(UserError, match="^/proc/runs/.* cannot be made .*: set COMPENDIUM_RUNS to another folder$"):
+        executed(bare, Path("/proc/runs"))
 

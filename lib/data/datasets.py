@@ -37,12 +37,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Items, and what was read to get them. name: without path, for seeds and folders; address: the name that loads it
-    again from anywhere; references: id -> captions of the FULL split, for document frequencies; absent: id -> file name
-    of listed images that are not there; notes: one-line remarks; remedy: how absent files come here."""
+    """Items, and what was read to get them. name: without path, for seeds and folders; references: id -> captions of the
+    FULL split, for document frequencies; absent: id -> file name of listed images that are not there; notes: one-line
+    remarks; remedy: how absent files come here."""
 
     name: str
-    address: str
     items: tuple[Item, ...]
     references: Mapping[str, tuple[str, ...]]
     absent: Mapping[str, str] = field(default_factory=dict)
@@ -113,11 +112,9 @@ def examples(names: Collection[str], most: int = 3) -> str:
     return ", ".join(list(names)[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def build(name: str, address: str, raw: Mapping[str, Collection[str]], items: Iterable[Item], more: str = "",
-          **rest: Any) -> Dataset:
-    """Return a dataset of the items with those of their ``raw`` captions that have a word; its notes say what was read,
-    and ``more``."""
-    if odd := [key for key in (address, *raw) if re.search(r"[\x00-\x1f\ud800-\udfff]", key)]:
+def build(name: str, raw: Mapping[str, Collection[str]], items: Iterable[Item], more: str = "", **rest: Any) -> Dataset:
+    """Return a dataset of items with those of their ``raw`` captions that have a word; notes say what was read, and more."""
+    if odd := [key for key in (name, *raw) if re.search(r"[\x00-\x1f\ud800-\udfff]", key)]:
         raise UserError(f"dataset {name!a}: {odd[0]!a} is not UTF-8 or has a control character: rename it")
     captions = {key: with_words(texts) for key, texts in raw.items()}
     items = tuple(replace(item, references=captions[item.id]) for item in items)
@@ -129,5 +126,5 @@ def build(name: str, address: str, raw: Mapping[str, Collection[str]], items: It
         line += f"; images without captions: {len(bare):,} ({examples(bare)})"
     fewer = [key for key, texts in raw.items() if len(texts) > len(captions[key])]
     words = (f"{name}: captions without a word were left out: {examples(fewer)}",) if fewer else ()
-    return Dataset(name, address, items, {key: texts for key, texts in captions.items() if texts},
-                   notes=(line + more, *words), **rest)
+    references = {key: texts for key, texts in captions.items() if texts}
+    return Dataset(name, items, references, notes=(line + more, *words), **rest)

@@ -1,7 +1,5 @@
-"""The datasets whose place is known: ``data/datasets.toml`` says where they lie and where they come from.
-
-Fetched are the annotation file and the single images that a run draws, never the archives of all images.
-"""
+"""The datasets whose place is known: ``data/datasets.toml`` says where they lie and where they come from. Fetched are the
+annotation file and the single images that a run draws, never the archives of all images."""
 
 from __future__ import annotations
 
@@ -66,7 +64,7 @@ def load_named(name: str) -> Dataset:
              for entry in entries if none or entry.id not in absent]
     more = f"; listed images that are not in {folder}: {len(absent):,} ({examples(absent.values())})" if absent else ""
     captions = {entry.id: entry.captions for entry in entries}
-    return build(name, name, captions, items, more, absent=absent, remedy=NAMED[name]["remedy"])
+    return build(name, captions, items, more, absent=absent, remedy=NAMED[name]["remedy"])
 
 
 def missing_files(names: Sequence[str], n: int, seed: int) -> list[tuple[str, int]]:

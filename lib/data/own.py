@@ -18,20 +18,17 @@ from lib.data.images import EXTENSIONS
 REASONS = {".txt": "no one image has its name"} | dict.fromkeys((".json", ".jsonl", ".csv"), "not named captions")
 
 
-def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
-
-
 def load_folder(place: str) -> Dataset:
     """Return the images of a folder with captions, or the captions alone; its note says what matched and was passed over."""
     folder = _given(place)
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: give the folder of images, or texts:FILE for a file of prompts")
     names, passed = _walk(folder)
-    images = [name for name in names if _suffix(name) in EXTENSIONS]
+    images = [name for name in names if PurePosixPath(name).suffix.lower() in EXTENSIONS]
     known, files = _read_captions(folder, names, images)
-    for suffix in map(_suffix, set(names) - {*images, *files}):
-        reason = REASONS.get(suffix, "not read as image: convert to JPEG or PNG")
+    for name in set(names) - {*images, *files}:
+        suffix = PurePosixPath(name).suffix.lower()
+        reason = REASONS.get(suffix, "not read: convert images to JPEG or PNG")
         passed[f"{suffix or 'without extension'} ({reason})"] += 1
     over = "; passed over: " * bool(passed) + ", ".join(f"{n} {reason}" for reason, n in sorted(passed.items()))
     if not images and not known:
@@ -43,7 +40,7 @@ def load_folder(place: str) -> Dataset:
     lost = [name for name in known if name not in matched]
     more = f"; captions whose name fits no image: {len(lost):,} ({examples(lost)})" if lost else ""
     items = [Item(name, folder / name if images else None) for name in raw]
-    return build(folder.name or "folder", f"folder:{folder}", raw, items, more + over)
+    return build(folder.name or "folder", raw, items, more + over)
 
 
 def load_texts(place: str) -> Dataset:
@@ -55,7 +52,7 @@ def load_texts(place: str) -> Dataset:
     items = [Item(key, None) for key, line in raw.items() if with_words(line)]
     if not items:
         raise UserError(f"text file {path} has no text: write one prompt a line")
-    return build(path.stem, f"texts:{path}", raw, items)
+    return build(path.stem, raw, items)
 
 
 def match_names(names: Iterable[str], images: Collection[str]) -> dict[str, str]:
@@ -89,7 +86,7 @@ def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
             starts += [path for path in (Path(here, name) for name in folders) if path.is_symlink()]
             for path in (Path(here, name) for name in files):
                 if path.name[0] == ".":
-                    passed["hidden image"] += _suffix(path.name) in EXTENSIONS
+                    passed["hidden image"] += path.suffix.lower() in EXTENSIONS
                 elif not path.is_file():
                     passed["broken link"] += 1
                 else:
@@ -108,7 +105,7 @@ def _read_captions(folder: Path, names: list[str], images: list[str]) -> tuple[d
                 raise UserError(f"folder {folder} has {files[parent]} and {name}: keep one captions file")
             for key, captions in read_folder_captions(folder / name).items():
                 known[str(parent / key)] += captions
-    texts = {name[:-4]: name for name in names if _suffix(name) == ".txt"}
+    texts = {name[:-4]: name for name in names if name.lower().endswith(".txt")}
     beside = match_names(texts, images)
     for name in beside:
         known[name] += [line.strip() for _, line in read_lines(folder / texts[name])]

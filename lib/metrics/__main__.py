@@ -51,13 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("references", type=Path)
     score.add_argument("--metrics", default=",".join(CAPTION_SCORES), help="comma-separated; bleu stands for all four")
     score.add_argument("--document-frequencies", choices=("scored", "file"), default="scored",
-                       help="CIDEr: count over the scored images, as the COCO evaluation does (default), or all of the "
-                            "reference file")
+                       help="CIDEr: count over the scored images (default, as the COCO evaluation) or the whole file")
     score.add_argument("--out", type=Path, default=Path("scores.csv"), help="one row a caption, .csv or .json")
     score.set_defaults(run=_score)
     actions.add_parser("check", help="score a bundled example and compare").set_defaults(run=_check)
-    fetch = actions.add_parser("fetch-spice", help="fetch the parser of the official SPICE (400 MB)")
-    fetch.set_defaults(run=_fetch_spice)
+    actions.add_parser("fetch-spice", help="fetch the parser of the official SPICE (400 MB)").set_defaults(run=_fetch_spice)
     return parser
 
 

@@ -14,10 +14,8 @@ _TINY, _SMALL = 1e-15, 1e-9
 
 
 def counts(pairs: Sequence[tuple[str, Sequence[str]]]) -> np.ndarray:
-    """Return int64 (N, 10), the columns ``COUNTS``, for N pairs (caption, references) of PTB tokens.
-
-    Matches and guesses of 1- to 4-grams, the caption's length and that of the closest reference (the shorter of two).
-    """
+    """Return int64 (N, 10), the columns ``COUNTS``, for N pairs (caption, references) of PTB tokens: matches and guesses of
+    1- to 4-grams, the caption's length and that of the closest reference (the shorter of two)."""
     cooked = {}  # the references of an image are counted once
     rows = np.zeros((len(pairs), len(COUNTS)), dtype=np.int64)
     for row, (caption, references) in zip(rows, pairs, strict=True):
@@ -29,9 +27,8 @@ def counts(pairs: Sequence[tuple[str, Sequence[str]]]) -> np.ndarray:
 
 
 def bleu_from_counts(counts: object) -> np.ndarray:
-    """Return BLEU-1 to BLEU-4 in [0, 1], float64 (..., 4), from counts (..., 10) as ``bleu_counts`` gives them, in an array
-    (leading axes may be resamples), a Series or a DataFrame: of one row a sentence score, of a sum of rows a corpus score,
-    which is not the mean of sentence scores."""
+    """Return BLEU-1 to BLEU-4 in [0, 1], float64 (..., 4), from counts (..., 10) in an array (leading axes may be resamples)
+    or a table: of one row a sentence score, of a sum of rows a corpus score, which is not the mean of sentence scores."""
     counts = np.asarray(counts, dtype=np.float64)
     matches, guesses = counts[..., :ORDERS], counts[..., ORDERS : 2 * ORDERS]
     length, closest = counts[..., -2], counts[..., -1]

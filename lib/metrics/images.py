@@ -1,8 +1,5 @@
-"""Scores of a caption by the image: CLIPScore, RefCLIPScore, and semantic accuracy by a picture-book image's true scene.
-
-CLIPScore (Hessel et al., 2021) puts "A photo depicts" before each text: the caller embeds texts with the prompt of the
-encoder's settings.
-"""
+"""Scores of a caption by the image: CLIPScore, RefCLIPScore (Hessel et al., 2021; the caller embeds each text with the
+prompt of the encoder's settings), and semantic accuracy by a picture-book image's true scene."""
 
 from __future__ import annotations
 

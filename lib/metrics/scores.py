@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -91,24 +90,18 @@ def _ready(ids: Sequence, captions: Sequence, references: References) -> Batch:
     return Batch(items, list(places), place, unscored, index)
 
 
-def score_captions(
-    ids: Sequence[str], captions: Sequence[str], references: References, metrics: Iterable[str] = CAPTION_SCORES
-) -> pd.DataFrame:
-    """Return the scores of each caption against the references of its image: one float64 column for each metric.
-
-    An image may come any number of times. Rows are in the given order, with the index of ``captions`` if it is a
-    Series. NaN where there is no score: ``attrs["missing"]`` is {metric: reason} and ``attrs["unscored"]`` {row number
-    from 0: reason}. An empty caption has scores: 0. Raises UserError for an unknown metric or without a Java.
-    """
+def score_captions(ids: Sequence[str], captions: Sequence[str], references: References,
+                   metrics: Iterable[str] = CAPTION_SCORES) -> pd.DataFrame:
+    """Return the scores of each caption against the references of its image, a float64 column a metric, with the index of
+    ``captions`` if it is a Series. NaN where there is none: ``attrs["missing"]`` is {metric: reason}, ``attrs["unscored"]``
+    {row number from 0: reason}. An empty caption has 0. UserError for an unknown metric or without a Java."""
     return _table(_ready(ids, captions, references), references, check_metrics(metrics))
 
 
-def score_corpus(
-    ids: Sequence[str], captions: Sequence[str], references: References, metrics: Iterable[str] = CAPTION_SCORES
-) -> tuple[dict[str, float], pd.DataFrame]:
-    """Return {metric: score of all captions as a whole} as tables of the literature have it, and ``score_captions``: BLEU
-    from summed counts and METEOR from the jar's aggregate, no means of sentence scores; of the others the mean over the
-    captions that can be scored; NaN where a metric is missing."""
+def score_corpus(ids: Sequence[str], captions: Sequence[str], references: References,
+                 metrics: Iterable[str] = CAPTION_SCORES) -> tuple[dict[str, float], pd.DataFrame]:
+    """Return {metric: score of all captions as a whole} and ``score_captions``: BLEU from summed counts and METEOR from the
+    jar's aggregate, the others' mean over the captions that can be scored; NaN where a metric is missing."""
     batch = _ready(ids, captions, references)
     table = _table(batch, references, check_metrics(metrics))
     values = {name: float(table[name].mean()) for name in table}
@@ -135,9 +128,7 @@ def available() -> dict[str, str | None]:
         find_java()
     except UserError as error:
         return dict.fromkeys(CAPTION_SCORES, str(error))
-    absent = " and ".join(name for name in ("spacy", scene_rules.MODEL) if find_spec(name) is None)
-    parser = f"SPICE (spaCy) needs {absent}: `pip install -e .` installs it" if absent else None
-    return dict.fromkeys(CAPTION_SCORES) | {"spice_spacy": parser, "spice": spice_official.missing()}
+    return dict.fromkeys(CAPTION_SCORES) | {"spice": spice_official.missing()}
 
 
 def check_metrics(metrics: Iterable[str]) -> list[str]:

@@ -1,11 +1,4 @@
-"""Round trips: a batch in memory (``steps``), a run on disk (``run``), the runs of a notebook (``runs``).
-
-::
-
-    runs = open_runs("mini")          # what PRESET, DATASET, N_SOURCES, N_CANDIDATES, SEED stand for
-    runs.execute("image")             # resumable; writes data/runs/<run>/rows.parquet
-    rows = runs.rows("image")         # one row a (source, candidate)
-"""
+"""Round trips: a batch in memory (``steps``), a run on disk (``run``), the runs of a notebook (``runs``); see README.md."""
 
 from lib.roundtrip.run import Run, plan_run
 from lib.roundtrip.runs import Runs, open_runs

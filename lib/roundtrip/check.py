@@ -1,10 +1,5 @@
-"""Do finished rows repeat? A sample is made again and compared; averages are compared with the committed ones.
-
-``data/expected/<preset>.json`` holds, by run, a digest of all captions and averages with a tolerance. On the machine
-that wrote it they repeat exactly. Elsewhere other processor instructions round differently, now and then a token
-flips at a near tie, and that candidate becomes another draw of the same distribution. The tolerance is four standard
-errors of a mean of which a twentieth of the rows is drawn anew. After a change that is meant, call `write_expected`.
-"""
+"""Do finished rows repeat? A sample is made again and compared; averages are compared with the committed ones, within a
+tolerance that README.md explains. After a change that is meant, call `write_expected`."""
 
 from __future__ import annotations
 

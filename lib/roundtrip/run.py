@@ -1,9 +1,7 @@
 """A run on disk: planned, executed shard by shard, resumed where it stopped, then ranked and scored.
 
-A run's folder (see README.md) has a hash over all that changes a row in its name, so that runs never mix. A shard, the
-rows of one batch of sources, is done when its file is there, and every file appears only when it is whole. So a killed
-run goes on where it stopped and ends with the same tables byte for byte. In a store no lock is held: two commands on
-one run do the work twice and write the same bytes.
+A run's folder (see README.md) has a hash over all that changes a row in its name. A shard, the rows of one batch of
+sources, is done when its file is there, and every file appears only when it is whole.
 """
 
 from __future__ import annotations
@@ -108,7 +106,7 @@ class Shard:
         return f"shard {self.index} (items {examples([item.id for item in self.run.dataset.items], 10)})"
 
     def path(self, kind: str) -> Place:
-        """The file of its "shards" or "baselines"."""
+        """The file of its "baselines" or, written last, its "shards"."""
         return self.run.folder / kind / f"{self.index:05d}.parquet"
 
     def make(self, models: Models, tick: Tick | None = None) -> Batch:
@@ -130,10 +128,6 @@ class Shard:
             write_table(self.path("baselines"), batch.baselines.assign(run=self.run.name))
         write_table(self.path("shards"), batch.rows.assign(run=self.run.name))
         return batch.cost
-
-    def done(self) -> bool:
-        """Whether its last file is there."""
-        return self.path("shards").is_file()
 
 
 @dataclass(frozen=True)
@@ -237,7 +231,7 @@ class Run:
                 "seed": self.seed, "shard_size": self.shard_size, "preset": self.preset.model_dump(mode="json"),
                 "dataset": {"name": self.dataset.name, "notes": self.dataset.notes}, "made_by": program()})
         shards = self.shards()
-        waiting = [shard for shard in shards if not shard.done()]
+        waiting = [shard for shard in shards if not shard.path("shards").is_file()]
         if not waiting:
             return
         self.dataset.check_images()
@@ -380,7 +374,10 @@ def _digest(data: Any) -> str:
 
 def _lock(folder: Path) -> contextlib.AbstractContextManager[Any]:
     """What holds a run's folder, after a word where another process holds it. The kernel frees it of a killed one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): set COMPENDIUM_RUNS to another folder") from error
     lock = FileLock(folder / ".lock")
     with contextlib.suppress(Timeout):
         return lock.acquire(timeout=0)

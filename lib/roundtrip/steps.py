@@ -1,9 +1,5 @@
-"""The round trip of one batch of sources, in memory: loaded models and items in, rows out. Nothing is written.
-
-Image reconstruction (3.5): image -> K captions -> K images, compared by image embeddings. Text reconstruction (3.6):
-text -> K images -> K captions, compared by text embeddings. Axes: S sources, K candidates of a source, N = S * K rows in
-source-major order, U distinct generated images, d embedding width.
-"""
+"""The round trip of one batch of sources, in memory: loaded models and items in, rows out. Axes: S sources, K candidates
+of a source, N = S * K rows in source-major order, U distinct generated images, d embedding width."""
 
 from __future__ import annotations
 
@@ -132,10 +128,8 @@ def clip_scores(encoder: Encoder, prompt: str, images: np.ndarray, captions: Seq
 
 def round_trip(task: str, items: Sequence[Item], models: Models, preset: Preset, dataset: str, n_candidates: int,
                seed: int, tick: Tick | None = None) -> Batch:
-    """The batch that leaves when sources are captioned and generated, or the reverse, and compared with what comes back.
-
-    Row (item, k) depends on the preset, the item, k and the seed only. Scores against references are added by ``run``.
-    """
+    """The batch of sources that are captioned and generated, or the reverse, and compared with what comes back. Row
+    (item, k) depends on the preset, the item, k and the seed only. Scores against references are added by ``run``."""
     kind, trip = ("images", _image_reconstruction) if task == "image" else ("texts", _text_reconstruction)
     encoders = [e for e in (models.encoder, models.second_encoder) if getattr(e, f"reads_{kind}", e is not None)]
     if models.encoder not in encoders:
@@ -147,7 +141,7 @@ def round_trip(task: str, items: Sequence[Item], models: Models, preset: Preset,
 
 def _image_reconstruction(rows: pd.DataFrame, items: Sequence[Item], models: Models, encoders: list[Encoder],
                           preset: Preset, size: tuple[Any, ...], tick: Tick | None) -> Batch:
-    """Image -> K captions -> K images (3.5), and the greedy caption of each source as baseline."""
+    """Image -> K captions -> K images, compared by image embeddings (3.5), and each source's greedy caption."""
     cost, sender, n = Cost(sources=len(items)), preset.captioner.sender, len(rows)
     source = np.repeat(np.arange(len(items)), size[2])  # (N,) each row's position in items
     with cost.stage("open"):
@@ -181,7 +175,7 @@ def _image_reconstruction(rows: pd.DataFrame, items: Sequence[Item], models: Mod
 
 def _text_reconstruction(rows: pd.DataFrame, items: Sequence[Item], models: Models, encoders: list[Encoder],
                          preset: Preset, size: tuple[Any, ...], tick: Tick | None) -> Batch:
-    """Text -> K images -> K captions (3.6), and how close the images come to the text's own image (4.3)."""
+    """Text -> K images -> K captions, compared by text embeddings (3.6); the images with the text's own image (4.3)."""
     cost, source = Cost(sources=len(items)), np.repeat(np.arange(len(items)), size[2])
     texts = [source_text(items[s], size[0], size[3]) for s in source]
     with cost.stage("generate"):

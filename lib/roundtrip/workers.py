@@ -1,9 +1,7 @@
-"""Who makes the shards of a run: this process, several processes of this machine, or a Ray cluster.
+"""Who makes the shards of a run: this process, several processes of this machine, or a Ray cluster (see README.md).
 
-Workers share nothing but the run's folder; each loads the models once and writes its shards itself. Processes of one
-machine divide its cores and take its graphics cards in turn. Ray: see README.md. A worker that is killed is replaced.
-What failed is tried again alone when all else is done; after three tries it is given up and named. Bad input and a full
-disk stop the run at once.
+Workers share nothing but the run's folder; each loads the models once and writes its shards itself; a killed one is
+replaced. What failed is tried again alone when all else is done. Bad input and a full disk stop the run at once.
 """
 
 from __future__ import annotations
