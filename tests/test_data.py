@@ -326,7 +326,7 @@ def test_names_match_across_unicode_forms_and_without_extension(folder):
 def test_what_was_matched_and_what_passed_over_is_one_line(folder):
     for name in ("photo.jfif", "photo.jpe"):
         Image.new("RGB", (4, 4)).save(folder / name, format="JPEG")
-    for name in ("IMG_1.HEIC", "IMG_2.heic", "drawing.svg", "readme", "notes.txt", "labels.csv", ".hidden.png",
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "drawing.svg", "readme", "readme.md", "notes.txt", "labels.csv", ".hidden.png",
                  ".DS_Store", "photo.txt"):
         (folder / name).write_bytes(b"x")
     (folder / "gone.png").symlink_to("nowhere.png")
@@ -337,7 +337,7 @@ def test_what_was_matched_and_what_passed_over_is_one_line(folder):
     for part in ("images: 5 images, 1 captions;", "images without captions: 4 (2.png, 3.png, photo.jfif and 1 more);",
                  "captions whose name fits no image: 3 (7.png, 8.png, photo);", "1 broken link", "1 hidden image",
                  "2 .heic (not read: convert images to JPEG", "1 .svg (not read", "1 without extension (not read",
-                 "2 .txt (no one image has its name)", "1 .csv (not named captions)"):
+                 "2 .txt (no one image has its name)", "1 .md (no image)", "1 .csv (not named captions)"):
         assert part in line, part
     assert "\n" not in line
 

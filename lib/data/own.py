@@ -15,7 +15,8 @@ from lib.data.captions import CAPTION_FILES, read_folder_captions, read_lines, w
 from lib.data.datasets import Dataset, Item, build, examples
 from lib.data.images import EXTENSIONS
 
-REASONS = {".txt": "no one image has its name"} | dict.fromkeys((".json", ".jsonl", ".csv"), "not named captions")
+REASONS = {".txt": "no one image has its name", ".md": "no image", ".json": "not named captions",
+           ".jsonl": "not named captions", ".csv": "not named captions"}
 
 
 def load_folder(place: str) -> Dataset:
