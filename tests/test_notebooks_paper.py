@@ -29,7 +29,7 @@ Notebook = Callable[..., dict[str, Any]]
 def faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer resamples, and figures are made but not rendered."""
     monkeypatch.setattr(ranking, "RESAMPLES", 300)
-    monkeypatch.setattr(Figure, "savefig", lambda figure, stream, **_: stream.write(b"not rendered"))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, stream, **_: Image.new("RGB", (1, 1)).save(stream, "PNG"))
     plt.close("all")
 
 
