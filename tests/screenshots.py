@@ -37,7 +37,7 @@ def main() -> int:
     with served("--dataset", "picturebook-coco") as (address, _), chromium() as browser:
         page, _ = open_page(browser, address, (DESKTOP[0], 960))
         run(page, candidates=5)
-        save(shot(page), "explorer-play")
+        save(shot(page), "explorer-round-trip")
         page.get_by_role("tab", name="Finished runs", exact=True).click()
         point = page.locator(".js-plotly-plot .points path.point").nth(500)
         point.wait_for()
