@@ -1,1 +1,1 @@
-"""Do a captioner and a generator understand each other? The game, its models and its measures."""
+"""Do a captioner and a generator understand each other? Round trips, their models and measures."""
