@@ -150,7 +150,8 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], folder:
         papermill.execute_notebook(
             notebook, target, dict(parameters), kernel_name="python3", language="python", cwd=ROOT, config=config,
             progress_bar=False, stdout_file=stream, stderr_file=stream, start_timeout=600,
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # the interrupt that ends a kernel is no news
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL",  # how a kernel ends is no news
+                             "--IPKernelApp.exec_lines=__import__('logging').getLogger('asyncio').setLevel('CRITICAL')"])
     except papermill.PapermillExecutionError as error:
         said = " ".join(error.evalue.split())
         return said if error.ename == "UserError" else f"{error.ename}: {said[:400]} (traceback in {target})"

@@ -32,7 +32,7 @@ def served(*arguments: str) -> Iterator[tuple[str, psutil.Process]]:
             found = (re.search(r"http://127\.0\.0\.1:\S+", line) for line in process.stdout)
             yield next(filter(None, found))[0], psutil.Process(process.pid)
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
 
 
 @contextmanager
