@@ -6,8 +6,6 @@ hold the true value as often as they promise from 60 sources on (tests/benchmark
 six sources there is no interval: without any effect, five sources lie on one side of zero once in 16 draws, six once in 32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

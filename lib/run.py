@@ -191,7 +191,9 @@ def run_notebooks(flags: argparse.Namespace, given: dict[str, Any], folder: Path
 
     models = [path for path in known if "ENGINE" in known[path]]
     summary = [path for path in known if path.stem == "90_summary"]
-    stages = [*([path] for path in models), [path for path in known if path not in models + summary], summary]
+    rest = [path for path in known if path not in models + summary]
+    # Small models leave cores idle where one notebook starts, scores or waits: both share them.
+    stages = [*([models] if runs.preset.shards_at_once > 1 else [[path] for path in models]), rest, summary]
     done = []
     with ThreadPoolExecutor(2) as pool:  # not in this thread: it stays free to answer Ctrl-C
         for stage in stages:
@@ -201,7 +203,7 @@ def run_notebooks(flags: argparse.Namespace, given: dict[str, Any], folder: Path
     print(f"\n{len(known)} notebooks in {time.monotonic() - begun:.0f} s")
     if done[-1] == [True]:
         export_summary(runs.figures / "notebooks" / summary[0].name, runs.figures / "index.html")
-        print(f"read first: {runs.figures / 'index.html'}")
+        print(f"read first{' (incomplete: see the errors above)' if told else ''}: {runs.figures / 'index.html'}")
     print(f"figures and executed notebooks: {runs.figures}")
     if line := compare_expected(runs):
         print(line)

@@ -1,7 +1,5 @@
 """Caption files: COCO and NoCaps JSON, and those of a user. Only LF, CR LF and CR end a line."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

@@ -2,8 +2,6 @@
 EXIF orientation is applied, transparency is laid over white, 16-bit grey becomes 8-bit, CMYK becomes RGB without its
 profile, and sides are reduced to MAX_SIDE (models look at 224 to 512 pixels)."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from pathlib import Path

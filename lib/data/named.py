@@ -1,8 +1,6 @@
 """The datasets whose place is known: ``data/datasets.toml`` says where they lie and where they come from. Fetched are the
 annotation file and the single images that a run draws, never the archives of all images."""
 
-from __future__ import annotations
-
 import os
 import re
 import tempfile

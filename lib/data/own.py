@@ -2,8 +2,6 @@
 their paths within it. Captions come from one file a folder (CAPTION_FILES) and from a ``.txt`` of the image's name, one a
 line. ``texts:FILE``: one prompt a line, for text reconstruction; ids are line numbers."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable

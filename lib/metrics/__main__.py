@@ -1,7 +1,5 @@
 """``python -m lib.metrics``: score caption files without a notebook, check the metrics, fetch SPICE's parser."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

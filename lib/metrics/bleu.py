@@ -1,7 +1,5 @@
 """BLEU from counts that add up over captions (Papineni et al., 2002), counted by ``pycocoevalcap``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

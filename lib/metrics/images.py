@@ -1,8 +1,6 @@
 """Scores of a caption by the image: CLIPScore, RefCLIPScore (Hessel et al., 2021; the caller embeds each text with the
 prompt of the encoder's settings), and semantic accuracy by a picture-book image's true scene."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

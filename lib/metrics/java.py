@@ -1,8 +1,6 @@
 """What runs on Java: the PTB tokenizer, METEOR 1.5 (Denkowski and Lavie, 2014), and how SPICE finds its Java; all jars are
 those of ``pycocoevalcap``."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

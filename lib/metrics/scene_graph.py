@@ -6,8 +6,6 @@ published tuples: the candidate's own graph is merged too, and WordNet's suffix 
 ("biker" also stands for "bike"). Given the official tuples, these functions give the official F-score.
 """
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

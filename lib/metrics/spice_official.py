@@ -2,8 +2,6 @@
 library are opened to its cache; a JavaScript engine, which left Java with version 15, is put on its class path; Stanford
 CoreNLP 3.6.0, its parser, is fetched by ``python -m lib.metrics fetch-spice``."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
-import diffusers.utils.logging as of_diffusers
 import torch
 import transformers.utils.logging as of_transformers
 from huggingface_hub.utils import enable_progress_bars
@@ -22,9 +21,8 @@ T = TypeVar("T")
 # How torch, cuBLAS, cuDNN and Metal say that memory ran out.
 _SHORTAGE = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "invalid buffer size")
 
-for library in (of_diffusers, of_transformers):
-    library.set_verbosity_error()
-    library.disable_progress_bar()
+of_transformers.set_verbosity_error()
+of_transformers.disable_progress_bar()
 enable_progress_bars()  # the hub's, of downloads, stay
 
 

@@ -76,6 +76,7 @@ class Recipe:
     learning_rate: float
     seed: int
     step = 0  # how many steps the module has been trained for, set before `export`
+    float32 = False  # train in it, not in bfloat16
 
     def __init__(self, models: Path, device: str, scratch: Path | None = None) -> None:
         self.models, self.device, self.scratch = models, device, scratch
@@ -147,16 +148,22 @@ class AutoencoderRecipe(Recipe):
 
 
 class DecoderRecipe(AutoencoderRecipe):
-    """The autoencoder's decoder alone, on the latents of the finished encoder.
+    """A decoder of half the cost for the latents of the finished encoder, begun from the autoencoder's own.
 
     Latents do not change, so the denoiser may be trained before, after or at the same time.
     """
 
     cycles, batch_size, learning_rate, seed = (8000,), 8, 1e-3, 17
+    folders = ("generator", "generator_few_step")  # that have an autoencoder
 
     def build(self) -> nn.Module:
-        module = AutoencoderTiny.from_pretrained(self.models / "generator" / "vae", torch_dtype=torch.float32)
-        module.encoder.requires_grad_(False)
+        finished = AutoencoderTiny.from_pretrained(self.models / "generator" / "vae", torch_dtype=torch.float32)
+        module = networks.build_autoencoder(block_at_full_size=False)
+        module.encoder = finished.encoder.requires_grad_(False)
+        last = len(module.decoder.layers) - 1
+        for k, layer in enumerate(module.decoder.layers):  # all but that block
+            layer.load_state_dict(finished.decoder.layers[-1 if k == last else k].state_dict())
+        module.register_to_config(scaling_factor=finished.config.scaling_factor)
         return module.to(memory_format=torch.channels_last)
 
     def loss(self, batch: dict[str, Tensor], noise: torch.Generator, step: int) -> Tensor:
@@ -168,7 +175,8 @@ class DecoderRecipe(AutoencoderRecipe):
         return networks.picture_loss(error * (1.0 + 2.0 * batch["things"].unsqueeze(1)))
 
     def export(self, module: nn.Module) -> None:
-        halved(module).save_pretrained(self.models / "generator" / "vae")
+        for folder in self.folders:
+            halved(module).save_pretrained(self.models / folder / "vae")
 
 
 class GeneratorRecipe(Recipe):

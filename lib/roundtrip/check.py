@@ -1,8 +1,6 @@
 """Do finished rows repeat? A sample is made again and compared; averages are compared with the committed ones, within a
 tolerance that README.md explains. After a change that is meant, call `write_expected`."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -46,7 +46,7 @@ from lib.presets import Preset, row_settings
 from lib.roundtrip.steps import Batch, Cost, Tick, round_trip
 from lib.roundtrip.workers import make_shards
 
-SHARD_SIZE = 16  # sources made, written and resumed together
+SHARD_SIZE = 32  # sources made, written and resumed together
 Place = Path | UPath
 
 _IDENTITY = ("run", "task", "dataset", "item", "domain")

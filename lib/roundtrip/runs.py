@@ -1,7 +1,5 @@
 """What a notebook's parameters stand for: the runs of a preset, over its datasets, in both tasks."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import re
