@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw batches (default: none but this one)")
-    parser.add_argument("--float32", action="store_true", help="no bfloat16: five times faster on a CPU that lacks it")
+    parser.add_argument("--float32", action="store_true", help="no bfloat16: several times faster on a CPU that lacks it")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
