@@ -170,6 +170,13 @@ def test_own_data_say_what_is_missing(notebook, drawn, tmp_path: Path, capsys, m
         assert reason in capsys.readouterr().out + text_of(names)
 
 
+@pytest.mark.parametrize(("sources", "again"), [(24, 3), (320, 4)])
+def test_as_many_sources_are_generated_again_as_the_run_allows(notebook, drawn, sources, again) -> None:
+    """One in 80, but three at least."""
+    drawn("noise"), planted.write("mini", COCO, sources, 2)
+    assert len(notebook("10", DATASET=COCO, N_SOURCES=sources, N_CANDIDATES=2, REPEATS=2)["chosen"]) == again
+
+
 def test_two_sources_and_two_candidates_are_insufficient(notebook, drawn) -> None:
     drawn("noise"), planted.write("mini", COCO, 2, 2)
     for number, options in (("09", FREE), ("10", {}), ("11", {}), ("13", {"ROUNDS": 2}), ("14", {})):
