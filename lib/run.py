@@ -191,7 +191,9 @@ def run_notebooks(flags: argparse.Namespace, given: dict[str, Any], folder: Path
 
     models = [path for path in known if "ENGINE" in known[path]]
     summary = [path for path in known if path.stem == "90_summary"]
-    stages = [*([path] for path in models), [path for path in known if path not in models + summary], summary]
+    rest = [path for path in known if path not in models + summary]
+    # Small models leave cores idle where a notebook starts and scores: two at a time share them.
+    stages = [*([models] if runs.preset.shards_at_once > 1 else [[path] for path in models]), rest, summary]
     done = []
     with ThreadPoolExecutor(2) as pool:  # not in this thread: it stays free to answer Ctrl-C
         for stage in stages:

@@ -16,7 +16,8 @@ FLAGS = ["--n", "34", "--candidates", "2", "--dataset", "picturebook-coco", "--o
 COMMAND = [sys.executable, "-m", "lib.run", *FLAGS]
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # both shards side by side, as where there are two cores
     cut = subprocess.Popen(COMMAND, cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not (shards := list(tmp_path.glob("runs/*/shards/00000.parquet"))):
         assert cut.poll() is None

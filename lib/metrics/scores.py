@@ -172,7 +172,7 @@ def _cider(batch: Batch, references: References) -> dict[str, Sequence[float]]:
     if references.frequencies.documents < 2:
         raise Missing("document frequencies need at least two images with references")
     vector = references.frequencies.vector
-    kept = lru_cache(10_000)(vector)  # the references of an image serve all its captions
+    kept = lru_cache(1_000)(vector)  # the references of an image serve all its captions
     found = [cider(vector(caption), [kept(reference) for reference in group]) for caption, group in batch.pairs]
     return dict(zip(("cider", "cider_d"), zip(*found, strict=True), strict=True))
 

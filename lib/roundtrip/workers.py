@@ -78,7 +78,7 @@ def _make_here(shards: Sequence[Shard], load: Load, done: Done, tick: Tick, at_o
     loading, cores = {"seconds: load": time.perf_counter() - begun}, torch.get_num_threads()
     if any(not type(model).__module__.startswith("lib.") for model in vars(models).values() if model is not None):
         at_once = 1  # whether a model of your own bears two threads is not known
-    at_once = min(at_once, len(shards))
+    at_once = min(at_once, len(shards), cores)
     turn, ticking, stopped = threading.Semaphore(at_once), threading.Lock(), threading.Event()
 
     def tell(rows: int) -> None:
