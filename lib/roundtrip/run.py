@@ -119,7 +119,7 @@ class Shard:
 
         def write_image(name: str) -> None:
             stream = io.BytesIO()
-            Image.fromarray(batch.images[name]).save(stream, format="PNG")
+            Image.fromarray(batch.images[name]).save(stream, format="PNG", compress_level=1)
             write_atomic(self.run.folder / name, stream.getvalue())
 
         with ThreadPoolExecutor(8) as pool:  # forcing files to disk side by side takes a fraction of the time
