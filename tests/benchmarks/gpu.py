@@ -10,7 +10,8 @@ Arms, warmed up with two steps, then timed in turn in every round (median and ra
 
 *Of peak* is (FLOP that one image needs, counted by torch) x images/s over the fastest large matrix product
 of the same run and number type, and over the data sheet's dense number where the card is known. The
-defaults take two minutes on an H200 (compiled: two more). On a CPU everything is small and proves that it runs.
+models of all arms stay loaded. With --compile it took two minutes on an H200 when models were built and compiled
+before; these take two more. On a CPU everything is small and proves that it runs.
 """
 
 from __future__ import annotations
