@@ -17,6 +17,7 @@ from PIL import Image
 
 from lib import ranking
 from lib.base import write_atomic
+from lib.metrics import LABELS
 from lib.roundtrip import Runs
 
 PAGE = 6.95  # inches: the width of a two-column paper
@@ -36,12 +37,8 @@ RC = {
 }
 DATASETS = {"picturebook-coco": "COCO-like", "picturebook-nocaps": "NoCaps-like", "coco": "COCO", "nocaps": "NoCaps",
             "coco-val2014": "COCO val 2014", "coco-val2017": "COCO val 2017"}
-SCORES = {
-    "bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4", "cider": "CIDEr", "cider_d": "CIDEr-D",
-    "meteor": "METEOR", "rouge_l": "ROUGE-L", "spice": "SPICE", "spice_spacy": "SPICE (spaCy)",
-    "clipscore": "CLIPScore", "ref_clipscore": "RefCLIPScore", "clip_score": "CLIP score",
-    "clip_score_second": "CLIP score (second encoder)", "sem_f": "Semantic F1",
-}
+SCORES = {**LABELS, "clipscore": "CLIPScore", "ref_clipscore": "RefCLIPScore", "clip_score": "CLIP score",
+          "clip_score_second": "CLIP score (second encoder)", "sem_f": "Semantic F1"}
 CLAIMS = ["claim", "task", "dataset", "paper", "estimate", "low", "high", "n", "unit", "verdict", "detectable", "note"]
 
 

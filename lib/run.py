@@ -4,6 +4,7 @@ import argparse
 import ast
 import json
 import logging
+import multiprocessing.forkserver
 import os
 import secrets
 import shutil
@@ -12,10 +13,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lib.base import ROOT, UserError, write_atomic
@@ -111,7 +114,10 @@ def neutral_surroundings(folder: Path) -> None:
     for name in [name for name in os.environ if name.startswith(("JUPYTER", "IPYTHON", "MPL"))]:
         del os.environ[name]
     (folder / "matplotlibrc").touch()
+    sys.warnoptions.append("ignore:resource_tracker")  # it frees what killed processes held: no news
+    multiprocessing.current_process()._config["tempdir"] = str(folder)  # short: it has a socket there
     os.environ |= {"MATPLOTLIBRC": str(folder / "matplotlibrc"), "IPYTHONDIR": str(folder / "ipython"),
+                   "MPLBACKEND": "module://matplotlib_inline.backend_inline", "OPENBLAS_NUM_THREADS": "1",
                    "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel is this interpreter, whatever kernels are installed
                    "MALLOC_ARENA_MAX": "1",  # glibc: threads share what they have freed, 0.25 GB less a notebook
                    **dict.fromkeys(("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"), str(folder))}
@@ -137,24 +143,60 @@ def end_on_signals(folder: Path, message: str) -> None:
             signal.signal(number, end)
 
 
-def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], folder: Path, stream: Any = None) -> str:
-    """Execute a notebook into `target`; return an empty string, or in one line why it stopped.
+def begin_forks(models: bool) -> None:
+    """Start the process that kernels are forked from; what they share is imported there once: seconds less for each."""
+    shared = ["ipykernel.kernelapp", "lib.figures", "lib.roundtrip"]
+    if models and not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))):  # CUDA bears no fork
+        shared += ["lib.models.generators", "lib.models.captioners", "lib.models.encoders",
+                   "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"]
+    multiprocessing.forkserver.set_forkserver_preload(shared * (sys.platform == "linux"))  # macOS does not fork safely
+    multiprocessing.forkserver.ensure_running()
 
-    The kernel's sockets are files below the short path `folder`, so that notebooks never race for a port.
-    """
+
+def _kernel(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Be a kernel until it is told to end, or the run command has ended, however it did."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or torch.get_num_threads()))
+    logging.getLogger("asyncio").setLevel("CRITICAL")  # how a kernel ends is no news
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    IPKernelApp.launch_instance([*arguments, "--IPKernelApp.log_level=CRITICAL"])
+
+
+def forked_kernels() -> type:
+    """Return the manager of such kernels."""
+    from jupyter_client import AsyncKernelManager
+
+    async def launch(manager: AsyncKernelManager, command: list[str], env: Mapping[str, str], **_: object) -> None:
+        process = multiprocessing.get_context("forkserver").Process(
+            name="kernel", target=_kernel, args=(command[command.index("-f"):], env))  # without what it would start
+        process.start()
+        manager.provisioner.process = SimpleNamespace(  # what jupyter_client uses of a subprocess.Popen
+            poll=lambda: process.exitcode, wait=process.join, send_signal=lambda number: os.kill(process.pid, number),
+            kill=process.kill, terminate=process.terminate, stdin=None, stdout=None, stderr=None)
+
+    return type("Forked", (AsyncKernelManager,), {"_async_launch_kernel": launch})
+
+
+def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], folder: Path, stream: Any = None) -> str:
+    """Execute a notebook into `target`; return an empty string, or in one line why it stopped. The kernel's sockets are
+    files in `folder`, a short path, so that notebooks never race for a port."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
-    manager = {"transport": "ipc", "connection_file": str(folder / f"{notebook.stem}.json")}
-    config = Config(KernelManager=manager, AsyncKernelManager=manager)
+    config = Config(KernelManager={"transport": "ipc", "connection_file": str(folder / f"{notebook.stem}.json")})
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
             notebook, target, dict(parameters), kernel_name="python3", language="python", cwd=ROOT, config=config,
-            progress_bar=False, stdout_file=stream, stderr_file=stream, start_timeout=600,
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL",  # how a kernel ends is no news
-                             "--IPKernelApp.exec_lines=__import__('logging').getLogger('asyncio').setLevel('CRITICAL')"])
+            kernel_manager_class=forked_kernels(), progress_bar=False, stdout_file=stream, stderr_file=stream,
+            start_timeout=600)
     except papermill.PapermillExecutionError as error:
         said = " ".join(error.evalue.split())
         return said if error.ename == "UserError" else f"{error.ename}: {said[:400]} (traceback in {target})"
@@ -176,9 +218,11 @@ def export_summary(executed: Path, page: Path) -> None:
 
 def run_notebooks(flags: argparse.Namespace, given: dict[str, Any], folder: Path) -> int:
     """Execute the chosen notebooks and name what was written; return the exit status."""
+    chosen = select(flags.only)
+    begin_forks(models=any(path.stem.startswith(("01", "02")) for path in chosen))
     from lib.roundtrip.check import compare_expected
 
-    known = {path: declared(path) for path in select(flags.only)}
+    known = {path: declared(path) for path in chosen}
     given |= {"RESCORE": flags.force}
     given |= extra_parameters(flags.param, {name: value for found in known.values() for name, value in found.items()})
     runs, begun, told = prepared(given), time.monotonic(), set[str]()

@@ -105,7 +105,7 @@ def test_a_caption_that_decides_everything_needs_one_image(notebook, drawn) -> N
 
 def test_expected_gain_of_a_random_subset_is_exact(notebook) -> None:
     written()
-    names = notebook("11", **SIZE, N_RACE=0)
+    names = notebook("11", **SIZE, N_RACE=-1)
     rows = names["rows"].astype({"cider": float}).set_index(["dataset", "item"])
     pairs = [(a, b) for a in range(K) for b in range(a)]
     item = rows.loc[rows.index[0]].set_index("candidate")
@@ -124,7 +124,7 @@ def test_a_race_whose_previews_are_noise_rarely_ends_with_the_best(notebook, dra
 
 def test_a_free_score_that_knows_the_answer_makes_a_third_enough(notebook) -> None:
     written(lambda rows: rows.assign(logprob=rows["similarity"] - 9.0, clipscore=-rows["similarity"]), effect=1.0)
-    names = notebook("11", **SIZE, N_RACE=0)
+    names = notebook("11", **SIZE, N_RACE=-1)
     assert verdicts(names, "2 of 6 images, log-probability, keep 95% of the gain in CIDEr") == ["supported"]
     assert verdicts(names, "2 of 6 images, CLIPScore, keep 95% of the gain in CIDEr") == ["contradicted"]
     assert verdicts(names, "2 of 6 images, at random, keep 95% of the gain in CIDEr") == ["contradicted"]

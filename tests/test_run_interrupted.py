@@ -32,3 +32,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stdout + done.stderr
     assert shards[0].stat().st_mtime_ns == made  # reused, not made again
     assert len(pd.read_parquet(next(tmp_path.glob("runs/*/rows.parquet")))) == 68
+
+
+def test_a_killed_run_leaves_no_process_behind(tmp_path):
+    killed = subprocess.Popen(COMMAND, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("runs/*/run.json")):  # its notebook has begun
+        assert killed.poll() is None
+        time.sleep(0.02)
+    started = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    assert started and not psutil.wait_procs(started, timeout=30)[1]

@@ -86,7 +86,7 @@ class Meteor:
         self.complaints = tempfile.TemporaryFile()
         self.lock = threading.Lock()  # one conversation at a time
         self.process = subprocess.Popen(command, cwd=JARS / "meteor", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=self.complaints)
+                                        stderr=self.complaints, start_new_session=True)
 
     def statistics(self, caption: str, references: Sequence[str]) -> str:
         """Return the sufficient statistics of a caption, both of PTB tokens; Missing if METEOR cannot take it."""
