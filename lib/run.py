@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 NOTEBOOKS = ROOT / "notebooks"
 HELP = """\
 own data (formats and limits: data/README.md):
-  --dataset folder:DIR   images, also in subfolders. Scores and text reconstruction need captions beside them:
-                         captions.json {"a.jpg": ["a caption", ...]} or in COCO's format, captions.csv with the
-                         header file_name,caption, metadata.jsonl or .csv, or a.txt beside a.jpg
+  --dataset folder:DIR   images, also in subfolders. Scores and text reconstruction need captions beside them: in
+                         captions.csv with the header file_name,caption, captions.json, or a.txt beside a.jpg
   --dataset texts:FILE   one prompt a line; text reconstruction only
   The mini models know only the objects of their picture book: for photographs choose another preset, such as paper.
 
@@ -147,8 +146,7 @@ def begin_forks(models: bool) -> None:
     """Start the process that kernels are forked from; what they share is imported there once: seconds less for each."""
     shared = ["ipykernel.kernelapp", "lib.figures", "lib.roundtrip"]
     if models and not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))):  # CUDA bears no fork
-        shared += ["lib.models.generators", "lib.models.captioners", "lib.models.encoders",
-                   "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"]
+        shared += ["lib.models.generators", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"]
     multiprocessing.forkserver.set_forkserver_preload(shared * (sys.platform == "linux"))  # macOS does not fork safely
     multiprocessing.forkserver.ensure_running()
 
@@ -184,8 +182,7 @@ def forked_kernels() -> type:
 
 
 def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], folder: Path, stream: Any = None) -> str:
-    """Execute a notebook into `target`; return an empty string, or in one line why it stopped. The kernel's sockets are
-    files in `folder`, a short path, so that notebooks never race for a port."""
+    """Execute a notebook into `target`, its sockets in `folder`; return in one line why it stopped, empty if it did not."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config

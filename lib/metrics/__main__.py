@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 when all went well, 1 when a check failed, 2 on bad input."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        return options.run(options) or 0
     except (UserError, OSError) as error:  # a file that cannot be written, no connection
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--out", type=Path, default=Path("scores.csv"), help="one row a caption, .csv or .json")
     score.set_defaults(run=_score)
     actions.add_parser("check", help="score a bundled example and compare").set_defaults(run=_check)
-    actions.add_parser("fetch-spice", help="fetch the parser of the official SPICE (400 MB)").set_defaults(run=_fetch_spice)
+    actions.add_parser("fetch-spice", help="fetch the parser of the official SPICE (400 MB)").set_defaults(
+        run=lambda _: print(*spice_official.fetch(), sep="\n"))
     return parser
 
 
@@ -130,12 +131,6 @@ def _check(options: argparse.Namespace) -> int:
     wrong = [LABELS[name] for name, value in expected.items() if not abs(values[name] - value) <= TOLERANCE]
     print(f"check failed: {', '.join(wrong)} differ" if wrong else f"check passed: {len(expected)} scores as expected")
     return 1 if wrong else 0
-
-
-def _fetch_spice(options: argparse.Namespace) -> int:
-    """Fetch CoreNLP's jars and print where they are."""
-    print(*spice_official.fetch(), sep="\n")
-    return 0
 
 
 if __name__ == "__main__":

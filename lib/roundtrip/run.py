@@ -15,6 +15,7 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -291,10 +292,18 @@ class Run:
 
 
 def _progress(what: str, total: int, done: int, shown: bool) -> tqdm:
-    """A progress bar; outside a terminal a line, every ten seconds at most."""
-    lines = {"mininterval": 10, "bar_format": "{desc}: {n_fmt} of {total_fmt}, {elapsed} < {remaining}\n"}
-    return tqdm(total=total, initial=done, desc=what, unit="row", disable=not shown,
-                **({} if sys.stderr.isatty() else lines))
+    """A progress bar that moves at least every ten seconds; outside a terminal it is a line each time."""
+    lines = {"mininterval": float("inf"), "bar_format": "{desc}: {n_fmt} of {total_fmt}, {elapsed} < {remaining}\n"}
+    bar = tqdm(total=total, initial=done, desc=what, unit="row", disable=not shown,
+               **({} if sys.stderr.isatty() else lines))
+
+    def refresh() -> None:
+        while not bar.disable:  # until it is closed
+            time.sleep(10)
+            bar.refresh()
+
+    threading.Thread(target=refresh, daemon=True).start()
+    return bar
 
 
 class S3(ArrowFSWrapper):
