@@ -239,7 +239,7 @@ def run_notebooks(flags: argparse.Namespace, given: dict[str, Any], folder: Path
     # Small models leave cores idle where a notebook starts and scores: two at a time share them.
     stages = [*([models] if runs.preset.shards_at_once > 1 else [[path] for path in models]), rest, summary]
     done = []
-    with ThreadPoolExecutor(2) as pool:  # not in this thread: it stays free to answer Ctrl-C
+    with ThreadPoolExecutor(1 + runs.preset.shards_at_once) as pool:  # not in this thread: it stays free to answer Ctrl-C
         for stage in stages:
             if len(stage) > 1:  # two at a time divide the cores
                 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
