@@ -102,7 +102,7 @@ def test_defaults_are_the_presets(default):
 
 
 def test_reading_rows_does_not_import_torch():
-    code = "import sys, lib.roundtrip as r; r.open_runs('mini', n_sources=6); print('torch' in sys.modules)"
+    code = "import sys, lib.figures, lib.roundtrip as r; r.open_runs('mini', n_sources=6); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
