@@ -126,7 +126,7 @@ class Preset(Settings):
     """One set-up of the round trips. assumed: by part, what the paper does not state.
 
     shards_at_once: batches of sources made side by side in one process, which pays for small models on a processor;
-    above one, ./run_all.sh executes notebooks 01 and 02 side by side as well, and one more of the others at a time.
+    above one, ./run_all.sh executes notebooks 01 and 02 side by side as well.
     """
 
     name: str = Field(pattern=r"^[^\s./\\][^/\\\x00-\x1f]{0,79}$")

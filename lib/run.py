@@ -236,12 +236,12 @@ def run_notebooks(flags: argparse.Namespace, given: dict[str, Any], folder: Path
     models = [path for path in known if "ENGINE" in known[path]]
     summary = [path for path in known if path.stem == "90_summary"]
     rest = [path for path in known if path not in models + summary]
-    # Small models leave cores idle where a notebook starts, scores or draws: others use them meanwhile.
+    # Small models leave cores idle where a notebook starts, scores or draws: two at a time share them.
     stages = [*([models] if runs.preset.shards_at_once > 1 else [[path] for path in models]), rest, summary]
     done = []
-    with ThreadPoolExecutor(1 + runs.preset.shards_at_once) as pool:  # not in this thread: it stays free to answer Ctrl-C
+    with ThreadPoolExecutor(2) as pool:  # not in this thread: it stays free to answer Ctrl-C
         for stage in stages:
-            if len(stage) > 1:  # several at a time divide the cores
+            if len(stage) > 1:  # two at a time divide the cores
                 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
             done.append(list(pool.map(one, stage)))
     print(f"\n{len(known)} notebooks in {time.monotonic() - begun:.0f} s")
