@@ -116,7 +116,8 @@ def neutral_surroundings(folder: Path) -> None:
     sys.warnoptions.append("ignore:resource_tracker")  # it frees what killed processes held: no news
     multiprocessing.current_process()._config["tempdir"] = str(folder)  # short: it has a socket there
     os.environ |= {"MATPLOTLIBRC": str(folder / "matplotlibrc"), "IPYTHONDIR": str(folder / "ipython"),
-                   "MPLBACKEND": "module://matplotlib_inline.backend_inline", "OPENBLAS_NUM_THREADS": "1",
+                   "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # must be known before matplotlib is imported
+                   "OPENBLAS_NUM_THREADS": "1",  # numpy's sums do not depend on how many notebooks run
                    "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel is this interpreter, whatever kernels are installed
                    "MALLOC_ARENA_MAX": "1",  # glibc: threads share what they have freed, 0.25 GB less a notebook
                    **dict.fromkeys(("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"), str(folder))}
@@ -161,8 +162,7 @@ def _kernel(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or torch.get_num_threads()))
     logging.getLogger("asyncio").setLevel("CRITICAL")  # how a kernel ends is no news
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     IPKernelApp.launch_instance([*arguments, "--IPKernelApp.log_level=CRITICAL"])
 
 
