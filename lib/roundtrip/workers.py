@@ -180,8 +180,7 @@ def _begin(threads: int) -> None:
     import torch  # slow to import, and only needed where models are loaded
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(min(threads, torch.get_num_threads()))
 
 
