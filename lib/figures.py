@@ -44,8 +44,7 @@ CLAIMS = ["claim", "task", "dataset", "paper", "estimate", "low", "high", "n", "
 
 def use_theme() -> None:
     """Set the project's theme, whatever matplotlibrc or MPLBACKEND say; a notebook shows figures inline."""
-    shell = get_ipython()
-    if shell is not None and hasattr(shell, "kernel"):
+    if hasattr(shell := get_ipython(), "kernel"):
         shell.run_line_magic("matplotlib", "inline")
     plt.rcdefaults()
     sns.set_theme(context="paper", style="ticks", palette=PALETTE, rc=RC)

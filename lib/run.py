@@ -19,18 +19,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from lib.base import ROOT, UserError, write_atomic
-
-if TYPE_CHECKING:
-    from lib.roundtrip import Runs
 
 NOTEBOOKS = ROOT / "notebooks"
 HELP = """\
 own data (formats and limits: data/README.md):
-  --dataset folder:DIR   images, also in subfolders. Scores and text reconstruction need captions beside them: in
-                         captions.csv with the header file_name,caption, captions.json, or a.txt beside a.jpg
+  --dataset folder:DIR   images, also in subfolders; captions, which scores need, in captions.csv or a.txt beside a.jpg
   --dataset texts:FILE   one prompt a line; text reconstruction only
   The mini models know only the objects of their picture book: for photographs choose another preset, such as paper.
 
@@ -130,6 +126,7 @@ def end_on_signals(folder: Path, message: str) -> None:
         import psutil
 
         logging.disable()  # that kernels died is no news
+        sys.stdout = None  # nor that notebooks stopped
         children = psutil.Process().children(recursive=True)
         for child in children:
             child.kill()
@@ -149,7 +146,9 @@ def begin_forks(models: bool) -> None:
     if models and not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))):  # CUDA bears no fork
         shared += ["lib.models.generators", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"]
     multiprocessing.forkserver.set_forkserver_preload(shared * (sys.platform == "linux"))  # macOS does not fork safely
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as it shall be there: it ends with this process
     multiprocessing.forkserver.ensure_running()
+    signal.signal(signal.SIGINT, handler)
 
 
 def _kernel(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -158,9 +157,11 @@ def _kernel(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
 
     os.setsid()
     os.chdir(ROOT)
+    threads, torch = environment.get("OMP_NUM_THREADS"), sys.modules.get("torch")
+    if torch and threads != os.environ.get("OMP_NUM_THREADS"):  # set by us since torch was imported
+        torch.set_num_threads(int(threads))
     os.environ.update(environment)
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or torch.get_num_threads()))
+    multiprocessing.set_start_method(None, force=True)  # the usual one again, whose semaphores outlive nobody
     logging.getLogger("asyncio").setLevel("CRITICAL")  # how a kernel ends is no news
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     IPKernelApp.launch_instance([*arguments, "--IPKernelApp.log_level=CRITICAL"])
@@ -237,14 +238,13 @@ def run_notebooks(flags: argparse.Namespace, given: dict[str, Any], folder: Path
     rest = [path for path in known if path not in models + summary]
     # Small models leave cores idle where a notebook starts, scores or draws: two at a time share them.
     stages = [*([models] if runs.preset.shards_at_once > 1 else [[path] for path in models]), rest, summary]
-    done = []
     with ThreadPoolExecutor(2) as pool:  # not in this thread: it stays free to answer Ctrl-C
         for stage in stages:
             if len(stage) > 1:  # two at a time divide the cores
                 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
-            done.append(list(pool.map(one, stage)))
+            ended_well = list(pool.map(one, stage))
     print(f"\n{len(known)} notebooks in {time.monotonic() - begun:.0f} s")
-    if done[-1] == [True]:
+    if ended_well == [True]:  # the summary
         export_summary(runs.figures / "notebooks" / summary[0].name, runs.figures / "index.html")
         print(f"read first{' (incomplete: see the errors above)' if told else ''}: {runs.figures / 'index.html'}")
     print(f"figures and executed notebooks: {runs.figures}")
@@ -253,7 +253,7 @@ def run_notebooks(flags: argparse.Namespace, given: dict[str, Any], folder: Path
     return 1 if told else 0
 
 
-def prepared(given: Mapping[str, Any], models: bool = False) -> "Runs":
+def prepared(given: Mapping[str, Any], models: bool = False) -> Any:
     """Return the runs that the parameters stand for, once their data, and on request their models, are here."""
     from lib.data import fetch, missing_files
     from lib.models import fetch_models, missing_models
