@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -42,3 +43,12 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path):
     started = psutil.Process(killed.pid).children(recursive=True)
     killed.kill()
     assert started and not psutil.wait_procs(started, timeout=30)[1]
+
+
+def test_ctrl_c_while_packages_are_imported_is_one_line():
+    cut = subprocess.Popen(COMMAND, cwd=ROOT, text=True, stderr=subprocess.PIPE, start_new_session=True)
+    while len(psutil.Process(cut.pid).children()) < 2:  # until kernels' common process begins
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.killpg(cut.pid, signal.SIGINT)  # as a terminal sends it
+    assert cut.communicate(timeout=60)[1].strip() == "interrupted, run again to continue"
