@@ -75,7 +75,7 @@ class LocalModel:
             raise
         except Exception as error:  # OSError, KeyError, RuntimeError, SafetensorError ...
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            remedy = "check its files and the preset's adapter"
+            remedy = "check its files and its settings in the preset"
             if is_out_of_memory(error):
                 remedy = "out of memory, set a half-precision dtype or choose another device with COMPENDIUM_DEVICE"
             elif "tiktoken" in said or "sentencepiece" in said.lower():
